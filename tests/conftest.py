@@ -1,0 +1,36 @@
+"""What every test shares: a sealed environment and the hypothesis profile.
+
+The environment is set here, before anything imports torch or a Hugging Face library, and is inherited by
+pytest-xdist workers and by the commands that tests start.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# One thread per worker: the tests run in parallel, and tiny matrices gain nothing from more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# No test reaches the network or the user's caches. A test with a Hub of its own sets these for its child process.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="pose-tokenizer-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+    os.environ.pop(name, None)
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "house",
+    max_examples=20,
+    deadline=None,  # the first call of a torch operation is slow
+    derandomize=bool(os.environ.get("CI")),  # CI repeats itself, a developer's machine explores
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("house")
