@@ -13,7 +13,6 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .skeleton_pose_tokenizer import SKELETONS, Skeleton, build_skeleton, get_skeleton
 
-
 Array = np.ndarray | torch.Tensor
 Placement = tuple[np.ndarray, float]  # centre (D-1,), scale
 
@@ -102,11 +101,11 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> "PoseFeatureExtractor":
         """Returns the feature extractor that matches a `PoseTokenizerConfig`; `kwargs` override its fields."""
-        names = (
-            *("skeleton", "keypoint_names", "edges", "parts", "flip_pairs", "scale_pair"),
-            *("keypoint_dim", "sampling_rate", "confidence_threshold"),
-        )
-        return cls(**({name: getattr(config, name) for name in names} | kwargs))
+        values = config.skeleton_fields()
+        if config.skeleton is None:
+            values["keypoint_names"] = list(config.layout.keypoint_names)  # the configuration may leave them out
+        values |= {"sampling_rate": config.sampling_rate, "confidence_threshold": config.confidence_threshold}
+        return cls(**(values | kwargs))
 
     @property
     def layout(self) -> Skeleton:
@@ -152,8 +151,10 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         # A mean from an earlier fit must not shape the new one: only sequences with their own unit are counted.
         place = self._extent_placement if self.scale_pair is None else self._pair_placement
         for poses, mask in samples:
-            points, confidence, observed = self._read(poses)
+            points, _, observed = self._read(poses)
             if mask is not None:
+                if len(mask) != len(points):
+                    raise ValueError(f"mask has {len(mask)} frames; expected {len(points)}, as the poses have.")
                 observed &= _to_numpy(mask).astype(bool)[:, None]
             placement = place(points, observed)
             if placement is None:
@@ -196,7 +197,7 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         """
         sequences = _as_list(poses)
         rates = _as_rates(fps, len(sequences), float(self.sampling_rate))
-        features = [self._normalise(sequence, rate) for sequence, rate in zip(sequences, rates)]
+        features = [self._normalise(sequence, rate) for sequence, rate in zip(sequences, rates, strict=True)]
         return self.pad(features, padding=padding, return_tensors=return_tensors)
 
     def postprocess(self, pose_values: Array | Sequence[Array], inputs: Any) -> list[np.ndarray]:
@@ -261,7 +262,9 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
             if padding in (True, "longest") or len(set(lengths)) == 1:
                 batch[key] = np.stack([_pad_to(values, max(lengths), fill) for values in batch[key]])
             elif return_tensors is not None:
-                raise ValueError(f"sequences of {min(lengths)} to {max(lengths)} frames do not stack: set padding=True.")
+                raise ValueError(
+                    f"sequences of {min(lengths)} to {max(lengths)} frames do not stack: set padding=True."
+                )
         for key in batch.keys() - {"input_values", "padding_mask"}:
             batch[key] = np.stack(batch[key])
         return BatchFeature(batch, tensor_type=return_tensors)
@@ -380,9 +383,7 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         within = (np.abs(points - center) <= self.coordinate_bound * scale).all(-1) & keep
         return placement if 2 * within.sum() >= keep.sum() else None
 
-    def _apply(
-        self, points: np.ndarray, observed: np.ndarray, placement: Placement
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _apply(self, points: np.ndarray, observed: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
         """Normalised points, zero where missing, and what is still observed within the bound."""
         points = (points - placement[0]) / placement[1]
         observed = observed & (np.abs(points) <= self.coordinate_bound).all(-1)
