@@ -1,0 +1,53 @@
+# make demo   train on real signing, reconstruct signing never seen in training, show it (about ten minutes on two cores)
+# make test   ruff, mypy, pytest
+# Both prepare .venv by themselves. `make setup TORCH="torch --index-url URL"` installs another build of torch.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+# --- .venv -----------------------------------------------------------------------------------------------------------
+
+setup: $(VENV)/.installed
+
+# torch comes first and alone: the build named here is then the one that every other package finds.
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found: install it or say make PYTHON=PATH."; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.installed
+	$(PIP) install --editable ".[demo]"
+	@touch $@
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --quiet
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --quiet
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs .cache build *.egg-info
