@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # One thread per worker: the tests run in parallel, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
 
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
@@ -34,3 +36,27 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model and feature extractor: initialised from data and perturbed, so that no code or bias is zero."""
+    import torch
+
+    from modeling_pose_tokenizer import PoseFeatureExtractor, PoseTokenizerConfig, PoseTokenizerModel
+
+    torch.manual_seed(0)
+    config = PoseTokenizerConfig(
+        skeleton="coco_17", hidden_size=16, joint_hidden_size=8, num_part_layers=1, num_quantizers=3, codebook_size=16
+    )
+    model = PoseTokenizerModel(config)
+    poses = torch.randn(8, 32, config.num_keypoints, config.keypoint_dim)
+    poses[..., -1] = torch.rand(poses.shape[:-1])
+    model.initialize_from_data([{"input_values": poses, "padding_mask": torch.ones(8, 32, dtype=torch.long)}])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.eval().save_pretrained(folder)
+    PoseFeatureExtractor.from_config(config).save_pretrained(folder)
+    return folder

@@ -71,11 +71,11 @@ def unpack(archive: Path, folder: Path) -> None:
     archive.unlink()
 
 
-def load_tests() -> tuple[type, type]:
+def load_tests() -> tuple[type, type, type]:
     """Import the common tests.
 
     Returns:
-        `ModelTesterMixin` and `ConfigTester` of the installed transformers.
+        `ModelTesterMixin`, `ConfigTester` and `FeatureExtractionSavingTestMixin` of the installed transformers.
     """
     folder = download_tests()
     if PACKAGE not in sys.modules:
@@ -88,6 +88,9 @@ def load_tests() -> tuple[type, type]:
             for module_name in (name.split(".")[0], name):
                 sys.modules[f"{PACKAGE}.{module_name}"] = types.ModuleType(f"{PACKAGE}.{module_name}")
             vars(sys.modules[f"{PACKAGE}.{name}"]).update(attributes)
-    modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")
-    configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
-    return modeling.ModelTesterMixin, configuration.ConfigTester
+    found = {
+        "test_modeling_common": "ModelTesterMixin",
+        "test_configuration_common": "ConfigTester",
+        "test_feature_extraction_common": "FeatureExtractionSavingTestMixin",
+    }
+    return tuple(getattr(importlib.import_module(f"{PACKAGE}.{module}"), name) for module, name in found.items())
