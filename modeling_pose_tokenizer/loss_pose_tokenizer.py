@@ -1,0 +1,141 @@
+"""The training loss: one method per term, weights as data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_pose_tokenizer import PoseTokenizerConfig
+
+
+# Where smooth-L1 turns from square to straight, in shoulder widths: noise of the estimators lies below.
+SMOOTH_L1_BETA = 0.02
+
+
+@dataclass
+class LossInputs:
+    """What every term sees.
+
+    Attributes:
+        prediction (`torch.Tensor` of shape `(B, T, N, D)`): Reconstruction, confidence last.
+        target (`torch.Tensor` of shape `(B, T, N, D)`): Poses; finite wherever `valid`.
+        valid (`torch.BoolTensor` of shape `(B, T, N)`): Keypoints that are there.
+        frames (`torch.BoolTensor` of shape `(B, T)`): Real frames.
+        commitment (`torch.Tensor`): The quantizer's commitment loss.
+    """
+
+    prediction: torch.Tensor
+    target: torch.Tensor
+    valid: torch.Tensor
+    frames: torch.Tensor
+    commitment: torch.Tensor
+
+
+def masked_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` over the entries that count, 0 where none does. `weight` broadcasts to `values`' shape."""
+    weight = weight.to(values.dtype).expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+class PoseTokenizerLoss(nn.Module):
+    """Weighted sum of terms, each a method `loss_<term>(inputs) -> scalar` with its weight in `weights`.
+
+    To add a term, subclass, add a method and its weight, and give the model an instance:
+    `model.loss_function = MyLoss(config)`. Positions are in the units of the model's input, shoulder widths.
+
+    Buffers (derived from the configuration, not saved):
+        keypoint_weight (N,): `hand_weight` for keypoints of the hands, 1 for the others.
+        parent, child (number of edges,): the skeleton's bones.
+    """
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.weights: dict[str, float] = {
+            "position": config.reconstruction_weight,
+            "velocity": config.temporal_weight,
+            "acceleration": config.temporal_weight,
+            "bone": config.perceptual_weight,
+            "bone_direction": config.perceptual_weight / 10,
+            "confidence": config.confidence_weight,
+            "commitment": config.quantization_weight,
+        }
+        for name, value in self.constants().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Values of the buffers, for construction and for models built on the meta device."""
+        layout = self.config.layout
+        weight = torch.ones(layout.num_keypoints)
+        for group, keypoints in layout.group_keypoints.items():
+            if group.endswith("hand"):
+                weight[list(keypoints)] = float(self.config.hand_weight)
+        edges = torch.tensor(layout.edges, dtype=torch.long).view(-1, 2)
+        return {"keypoint_weight": weight, "parent": edges[:, 0].clone(), "child": edges[:, 1].clone()}
+
+    def forward(self, inputs: LossInputs) -> dict[str, torch.Tensor]:
+        """Unweighted terms by name. `total` sums them with their weights; a term of weight 0 is not computed."""
+        return {name: getattr(self, f"loss_{name}")(inputs) for name, weight in self.weights.items() if weight}
+
+    def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The number to minimise."""
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+
+    def loss_position(self, inputs: LossInputs) -> torch.Tensor:
+        """Smooth-L1 of coordinates, hands weighted up."""
+        distance = self._distance(inputs.prediction[..., :-1], inputs.target[..., :-1], inputs.valid)
+        return masked_mean(distance, (inputs.valid * self.keypoint_weight)[..., None])
+
+    def loss_velocity(self, inputs: LossInputs) -> torch.Tensor:
+        """Smooth-L1 of the difference between neighbouring frames, where both are there."""
+        return self._difference_loss(inputs, order=1)
+
+    def loss_acceleration(self, inputs: LossInputs) -> torch.Tensor:
+        """Smooth-L1 of the second difference, where all three frames are there."""
+        return self._difference_loss(inputs, order=2)
+
+    def loss_bone(self, inputs: LossInputs) -> torch.Tensor:
+        """Smooth-L1 of bone vectors: what a viewer sees of a handshape, wherever the hand is."""
+        predicted, target, valid = self._bones(inputs)
+        weight = (valid * self.keypoint_weight[self.child])[..., None]
+        return masked_mean(self._distance(predicted, target, valid), weight)
+
+    def loss_bone_direction(self, inputs: LossInputs) -> torch.Tensor:
+        """One minus the cosine between bones, so that short finger bones count as much as long limbs."""
+        predicted, target, valid = self._bones(inputs)
+        target = torch.where(valid[..., None], target, 1.0)  # a missing bone has no direction to differentiate
+        cosine = F.cosine_similarity(torch.where(valid[..., None], predicted, 1.0), target, dim=-1, eps=1e-4)
+        return masked_mean(1 - cosine, valid)
+
+    def loss_confidence(self, inputs: LossInputs) -> torch.Tensor:
+        """Binary cross entropy of the confidence on real frames; it tells the decoder's reader what is missing."""
+        target = inputs.target[..., -1].nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+        entropy = F.binary_cross_entropy(inputs.prediction[..., -1], target, reduction="none")
+        return masked_mean(entropy, inputs.frames[..., None])
+
+    def loss_commitment(self, inputs: LossInputs) -> torch.Tensor:
+        """Latents stay near their codes (arXiv 1711.00937)."""
+        return inputs.commitment
+
+    def _distance(self, prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Elementwise smooth-L1, 0 where not valid: by `where`, since what stands there may be NaN."""
+        difference = torch.where(valid[..., None], prediction - target, 0.0)
+        return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=SMOOTH_L1_BETA)
+
+    def _difference_loss(self, inputs: LossInputs, order: int) -> torch.Tensor:
+        error = torch.where(inputs.valid[..., None], inputs.prediction[..., :-1] - inputs.target[..., :-1], 0.0)
+        valid = inputs.valid
+        for _ in range(order):
+            error = error.diff(dim=1)
+            valid = valid[:, 1:] & valid[:, :-1]
+        distance = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=SMOOTH_L1_BETA)
+        return masked_mean(distance, (valid * self.keypoint_weight)[..., None])
+
+    def _bones(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predicted and true bone vectors `(B, T, edges, D - 1)` and where both ends are there."""
+        predicted, target = (
+            poses[:, :, self.child, :-1] - poses[:, :, self.parent, :-1]
+            for poses in (inputs.prediction, inputs.target)
+        )
+        return predicted, target, inputs.valid[:, :, self.child] & inputs.valid[:, :, self.parent]

@@ -1,0 +1,682 @@
+"""The pose tokenizer: an ST-GCN encoder, residual quantizers per token group, and the mirrored decoder.
+
+Letters: B batch, T frames, N keypoints, D values per keypoint (confidence last), F features per keypoint and frame,
+C channels, P part nodes, V nodes of whichever graph, G token groups, S code steps, h frames per step (`hop_length`),
+Q codebooks, M = B S.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
+from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
+from .skeleton_pose_tokenizer import spatial_adjacency
+
+
+# Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
+MAX_INITIAL_STEPS = 16384
+
+
+@dataclass
+class PoseTokenizerEncoderOutput(ModelOutput):
+    """
+    Args:
+        pose_codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes, level-major; 0 at steps that are padding.
+        padding_cache (`PoseTokenizerPaddingCache`, *optional*): What the next streamed piece needs of this one.
+    """
+
+    pose_codes: torch.LongTensor | None = None
+    padding_cache: "PoseTokenizerPaddingCache | None" = None
+
+
+@dataclass
+class PoseTokenizerDecoderOutput(ModelOutput):
+    """
+    Args:
+        pose_values (`torch.FloatTensor` of shape `(B, T, N, D)`): Poses; the last value is the confidence, 0 to 1.
+    """
+
+    pose_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class PoseTokenizerOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor`, *optional*, in training mode): The weighted sum of `losses`.
+        pose_values (`torch.FloatTensor` of shape `(B, T, N, D)`): Reconstruction, as long as the input.
+        pose_codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes, level-major.
+        losses (`dict[str, torch.FloatTensor]`, *optional*, in training mode): The terms, unweighted.
+        quantization_error (`torch.FloatTensor`, *optional*): Mean squared distance of latents to quantized latents.
+    """
+
+    loss: torch.FloatTensor | None = None
+    pose_values: torch.FloatTensor | None = None
+    pose_codes: torch.LongTensor | None = None
+    losses: dict | None = None
+    quantization_error: torch.FloatTensor | None = None
+
+
+class PoseTokenizerPaddingCache:
+    """The last steps that each causal convolution saw, so that a stream goes on where it stopped.
+
+    Attributes:
+        states (`list[torch.Tensor]`): One `(B, kernel_size - 1, V, C)` per convolution, in the order of the layers.
+    """
+
+    def __init__(self, num_layers: int):
+        self.states: list[torch.Tensor | None] = [None] * num_layers
+
+    def extend(self, layer: int, hidden_states: torch.Tensor, length: int) -> torch.Tensor:
+        """Put the past before `hidden_states` `(B, S, V, C)` and remember its last `length` steps."""
+        past = self.states[layer]
+        if past is None:
+            past = hidden_states.new_zeros(hidden_states.shape[0], length, *hidden_states.shape[2:])
+        extended = torch.cat([past, hidden_states], 1)
+        self.states[layer] = extended[:, extended.shape[1] - length :]
+        return extended
+
+
+class PoseTokenizerGraphLinear(nn.Module):
+    """A linear map between a fine and a coarse graph that keeps every node's identity.
+
+    Each coarse node has its own weights for each of its members: never an average over nodes. With `up=False` members
+    are read (keypoints -> part nodes, part nodes -> token groups), with `up=True` they are written.
+
+    Buffers (derived, not saved):
+        index: where to gather from: `(V_coarse * J,)` members, padded; up: `(V_fine,)` slots.
+        mask `(V_coarse, J)`: which slots are members.
+    """
+
+    def __init__(self, members: Sequence[Sequence[int]], in_features: int, out_features: int, up: bool = False):
+        super().__init__()
+        self.members, self.up = [tuple(nodes) for nodes in members], up
+        self.in_features, self.out_features = in_features, out_features
+        coarse, slots = len(members), max(map(len, members))
+        shape = (coarse, in_features, slots * out_features) if up else (coarse, slots * in_features, out_features)
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.bias = nn.Parameter(torch.zeros(coarse, 1, shape[-1]))
+        for name, value in self.constants().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        coarse, slots = len(self.members), max(map(len, self.members))
+        mask = torch.zeros(coarse, slots)
+        gather = torch.zeros(coarse, slots, dtype=torch.long)
+        scatter = torch.zeros(sum(map(len, self.members)), dtype=torch.long)
+        for node, nodes in enumerate(self.members):
+            mask[node, : len(nodes)] = 1.0
+            gather[node, : len(nodes)] = torch.tensor(nodes)
+            scatter[list(nodes)] = node * slots + torch.arange(len(nodes))
+        return {"index": scatter if self.up else gather.flatten(), "mask": mask}
+
+    def reset_parameters(self, gain: float = 1.0) -> None:
+        members = torch.tensor([1 if self.up else len(nodes) for nodes in self.members], device=self.weight.device)
+        deviation = gain * (self.in_features * members).float().rsqrt()
+        init.copy_(self.weight, torch.randn_like(self.weight) * deviation[:, None, None])
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, V_in, in_features)` to `(B, S, V_out, out_features)`."""
+        shape = hidden_states.shape[:2]
+        coarse, slots = self.mask.shape
+        if self.up:
+            rows = hidden_states.flatten(0, 1).transpose(0, 1)  # (V_coarse, M, in)
+            written = torch.baddbmm(self.bias, rows, self.weight)  # (V_coarse, M, J out)
+            written = written.unflatten(-1, (slots, self.out_features)).transpose(0, 1)  # (M, V_coarse, J, out)
+            return written.flatten(1, 2).index_select(1, self.index).unflatten(0, shape)
+        read = hidden_states.flatten(0, 1).index_select(1, self.index)  # (M, V_coarse J, in)
+        rows = read.unflatten(1, (coarse, slots)).flatten(2).transpose(0, 1)  # (V_coarse, M, J in)
+        weight = self.weight * self.mask.repeat_interleave(self.in_features, 1)[..., None].to(self.weight.dtype)
+        return torch.baddbmm(self.bias, rows, weight).transpose(0, 1).unflatten(0, shape)
+
+
+class PoseTokenizerGraphConv(nn.Module):
+    """Spatial graph convolution with learnable edge importance (ST-GCN, arXiv 1801.07455, equation 10).
+
+    Buffers (derived, not saved):
+        adjacency (3, V, V): self, inward and outward neighbours, each row-normalised.
+    """
+
+    def __init__(self, num_nodes: int, edges: Sequence[Sequence[int]], in_features: int, out_features: int):
+        super().__init__()
+        self.num_nodes, self.edges = num_nodes, edges
+        self.projection = nn.Linear(in_features, 3 * out_features)
+        self.importance = nn.Parameter(torch.ones(3, num_nodes, num_nodes))
+        self.register_buffer("adjacency", self.constants()["adjacency"], persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {"adjacency": spatial_adjacency(self.num_nodes, self.edges)}
+
+    def reset_parameters(self) -> None:
+        init.ones_(self.importance)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, V, C_in)` to `(B, S, V, C_out)`: x'_v = sum_k sum_w A_kvw W_k x_w."""
+        projected = self.projection(hidden_states)  # (B, S, V, 3 C)
+        projected = projected.unflatten(-1, (3, -1)).flatten(2, 3)  # (B, S, V 3, C)
+        # One matrix (V, V 3) does all three partitions without moving the features.
+        adjacency = (self.adjacency.to(self.importance.dtype) * self.importance).permute(1, 2, 0).flatten(1)
+        return torch.matmul(adjacency, projected)
+
+
+class PoseTokenizerBlock(GradientCheckpointingLayer):
+    """Pre-norm ST-GCN block: graph convolution, nonlinearity, depthwise temporal convolution, projection, residual."""
+
+    def __init__(
+        self, config: PoseTokenizerConfig, num_nodes: int, edges: Sequence[Sequence[int]], features: int, layer: int
+    ):
+        super().__init__()
+        self.layer, self.kernel_size, self.causal = layer, config.kernel_size, config.use_causal_conv
+        self.norm = nn.LayerNorm(features)
+        self.graph_conv = PoseTokenizerGraphConv(num_nodes, edges, features, features)
+        self.temporal_conv = nn.Conv2d(features, features, (config.kernel_size, 1), groups=features)
+        self.projection = nn.Linear(features, features)
+
+    def forward(
+        self, hidden_states: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
+        """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
+        inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
+        inside = torch.where(step_mask[..., None, None], inside, 0.0)
+        past = self.kernel_size - 1
+        if cache is not None:
+            inside = cache.extend(self.layer, inside, past)
+        else:
+            before = past if self.causal else past // 2
+            inside = F.pad(inside, (0, 0, 0, 0, before, past - before))
+        # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
+        inside = self.temporal_conv(inside.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return hidden_states + self.projection(F.gelu(inside))
+
+
+class PoseTokenizerEncoder(nn.Module):
+    """Keypoints to one latent per token group and code step.
+
+    Two paths add up: a linear one from the patch of coordinates, fitted by PCA before training, and the graph network,
+    which learns what a linear codec cannot.
+    """
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__()
+        layout, groups = config.layout, group_members(config)
+        hop, coordinates = config.hop_length, config.keypoint_dim - 1
+        joint, features = config.joint_hidden_size, config.hidden_size
+        self.hop_length = hop
+        self.joint_projection = PoseTokenizerGraphConv(
+            layout.num_keypoints, layout.edges, hop * config.keypoint_dim, joint
+        )
+        num_joint = config.num_joint_layers
+        self.joint_layers = nn.ModuleList(
+            PoseTokenizerBlock(config, layout.num_keypoints, layout.edges, joint, layer) for layer in range(num_joint)
+        )
+        self.part_pooling = PoseTokenizerGraphLinear(layout.part_keypoints, joint, features)
+        self.part_layers = nn.ModuleList(
+            PoseTokenizerBlock(config, layout.num_parts, layout.part_edges, features, num_joint + layer)
+            for layer in range(config.num_part_layers)
+        )
+        self.norm = nn.LayerNorm(features)
+        self.group_pooling = PoseTokenizerGraphLinear(groups.nodes, features, config.codebook_dim)
+        self.linear_path = PoseTokenizerGraphLinear(groups.keypoints, hop * coordinates, config.codebook_dim)
+
+    def forward(
+        self, poses: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
+        """Completed poses `(B, S h, N, D)` to latents `(B, S, G, d)`."""
+        patches = poses.unflatten(1, (-1, self.hop_length)).permute(0, 1, 3, 2, 4)  # (B, S, N, h, D)
+        linear = self.linear_path(patches[..., :-1].flatten(3))
+        hidden_states = F.gelu(self.joint_projection(patches.flatten(3)))  # (B, S, N, C_joint)
+        for layer in self.joint_layers:
+            hidden_states = layer(hidden_states, step_mask, cache)
+        hidden_states = self.part_pooling(hidden_states)  # (B, S, P, C)
+        for layer in self.part_layers:
+            hidden_states = layer(hidden_states, step_mask, cache)
+        return linear + self.group_pooling(self.norm(hidden_states))
+
+
+class PoseTokenizerDecoder(nn.Module):
+    """The mirror of the encoder, with a head per keypoint and a light refinement at the full frame rate."""
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__()
+        layout, groups = config.layout, group_members(config)
+        hop, dim, coordinates = config.hop_length, config.keypoint_dim, config.keypoint_dim - 1
+        joint, features = config.joint_hidden_size, config.hidden_size
+        self.hop_length, self.causal = hop, config.use_causal_conv
+        self.group_unpooling = PoseTokenizerGraphLinear(groups.nodes, config.codebook_dim, features, up=True)
+        self.part_layers = nn.ModuleList(
+            PoseTokenizerBlock(config, layout.num_parts, layout.part_edges, features, layer)
+            for layer in range(config.num_part_layers)
+        )
+        self.norm = nn.LayerNorm(features)
+        self.part_unpooling = PoseTokenizerGraphLinear(layout.part_keypoints, features, joint, up=True)
+        self.joint_layers = nn.ModuleList(
+            PoseTokenizerBlock(config, layout.num_keypoints, layout.edges, joint, config.num_part_layers + layer)
+            for layer in range(config.num_joint_layers)
+        )
+        single = [[keypoint] for keypoint in range(layout.num_keypoints)]
+        self.head = PoseTokenizerGraphLinear(single, joint, hop * dim)
+        self.linear_path = PoseTokenizerGraphLinear(groups.keypoints, config.codebook_dim, hop * coordinates, up=True)
+        self.refinement = PoseTokenizerRefinement(config)
+
+    def forward(self, latents: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, S, G, d)` to poses `(B, S h, N, D)`; the last value is the logit of the confidence."""
+        linear = self.linear_path(latents).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D - 1)
+        hidden_states = self.group_unpooling(latents)  # (B, S, P, C)
+        for layer in self.part_layers:
+            hidden_states = layer(hidden_states, step_mask)
+        hidden_states = F.gelu(self.part_unpooling(self.norm(hidden_states)))  # (B, S, N, C_joint)
+        for layer in self.joint_layers:
+            hidden_states = layer(hidden_states, step_mask)
+        patches = self.head(hidden_states).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D)
+        patches = patches + F.pad(linear, (0, 1))
+        poses = patches.permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, T, N, D)
+        return self.refinement(poses, step_mask.repeat_interleave(self.hop_length, 1))
+
+
+class PoseTokenizerRefinement(nn.Module):
+    """Two small temporal convolutions at the full frame rate, shared by all keypoints, so that no seam shows."""
+
+    kernel_size, features = 5, 16
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__()
+        self.causal = config.use_causal_conv
+        self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
+        self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
+
+    def forward(self, poses: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """`(B, T, N, D)` to the same shape; frames that are False in `frame_mask` `(B, T)` reach no other frame."""
+        past = self.kernel_size - 1
+        before = past if self.causal else past // 2
+        padding = (0, 0, before, past - before)
+        mask = frame_mask[:, None, :, None]
+        refined = torch.where(mask, poses.permute(0, 3, 1, 2), 0.0)  # (B, D, T, N)
+        refined = torch.where(mask, F.gelu(self.conv_in(F.pad(refined, padding))), 0.0)
+        return poses + self.conv_out(F.pad(refined, padding)).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class GroupMembers:
+    """Part nodes and keypoints of each of the G token groups."""
+
+    nodes: list[list[int]]
+    keypoints: list[list[int]]
+
+
+def group_members(config: PoseTokenizerConfig) -> GroupMembers:
+    """The token groups' members: those of the layout, or all in one under `token_groups="whole"`."""
+    layout = config.layout
+    if config.token_groups == "whole":
+        return GroupMembers([list(range(layout.num_parts))], [list(range(layout.num_keypoints))])
+    nodes = [[p for p, g in enumerate(layout.part_groups) if g == group] for group in range(len(layout.groups))]
+    return GroupMembers(nodes, [list(keypoints) for keypoints in layout.group_keypoints.values()])
+
+
+class PoseTokenizerPreTrainedModel(PreTrainedModel):
+    config: PoseTokenizerConfig
+    config_class = PoseTokenizerConfig
+    base_model_prefix = "pose_tokenizer"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PoseTokenizerBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (PoseTokenizerGraphLinear, PoseTokenizerGraphConv, ResidualQuantizer)):
+            module.reset_parameters()
+        elif isinstance(module, PoseTokenizerModel):
+            init.zeros_(module.missing_pose)
+        if isinstance(module, PoseTokenizerRefinement):
+            init.zeros_(module.conv_out.weight)  # it starts by changing nothing
+        if isinstance(module, (PoseTokenizerEncoder, PoseTokenizerDecoder)):
+            # The network starts as a small correction of the linear path.
+            (module.group_pooling if isinstance(module, PoseTokenizerEncoder) else module.head).reset_parameters(0.1)
+        if hasattr(module, "constants"):  # non-persistent buffers of models built on the meta device
+            for name, value in module.constants().items():
+                init.copy_(getattr(module, name), value)
+
+
+class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
+    """A neural codec for pose sequences: poses to a few codes per step, and codes back to poses.
+
+    `input_values` are normalised poses (shoulder widths), as `PoseFeatureExtractor` makes them: `(B, T, N, D)` with the
+    confidence last. A keypoint is missing where its confidence is below `confidence_threshold` or a value is NaN or
+    infinite. `padding_mask` `(B, T)` is 1 for real frames: what follows the last of them is padding, and a 0 before it
+    a frame without keypoints.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
+
+    >>> model = PoseTokenizerModel(PoseTokenizerConfig()).eval()
+    >>> codes = model.encode(torch.rand(1, 50, 133, 3)).pose_codes
+    >>> codes.shape, model.decode(codes).pose_values.shape
+    (torch.Size([1, 16, 13]), torch.Size([1, 52, 133, 3]))
+    ```"""
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__(config)
+        self.missing_pose = nn.Parameter(torch.zeros(config.num_keypoints, config.keypoint_dim - 1))
+        self.encoder = PoseTokenizerEncoder(config)
+        self.quantizer: ResidualQuantizer = QUANTIZERS[config.quantizer](config)
+        self.decoder = PoseTokenizerDecoder(config)
+        self.loss_function = PoseTokenizerLoss(config)
+        self.post_init()
+
+    @property
+    def loss_function(self) -> nn.Module:
+        """The training loss, a module with `forward(LossInputs) -> dict` and `total(dict) -> scalar`. Replaceable."""
+        return self._modules["loss_function"]
+
+    @loss_function.setter
+    def loss_function(self, value: object) -> None:  # modules are registered by nn.Module before they come here
+        raise TypeError(f"loss_function is a {type(value).__name__}; expected a module such as PoseTokenizerLoss.")
+
+    def get_encoded_length(self, input_length: int | torch.Tensor) -> int | torch.Tensor:
+        """Code steps S of T frames: ceil(T / hop_length)."""
+        return -(-input_length // self.config.hop_length)
+
+    def get_pose_codes_mask(self, padding_mask: torch.Tensor) -> torch.Tensor:
+        """Which code steps `(B, S)` are real, from which frames `(B, T)` are: those up to the last real frame."""
+        frames = torch.arange(1, padding_mask.shape[1] + 1, device=padding_mask.device)
+        lengths = torch.where(padding_mask.bool(), frames, 0).amax(1)
+        steps = torch.arange(self.get_encoded_length(padding_mask.shape[1]), device=padding_mask.device)
+        return steps < self.get_encoded_length(lengths)[:, None]
+
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        padding_cache: PoseTokenizerPaddingCache | None = None,
+        use_streaming: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PoseTokenizerEncoderOutput | tuple:
+        """Poses to codes.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, T, N, D)`): Normalised poses.
+            padding_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 1 for real frames.
+            num_quantizers (`int`, *optional*): Residual levels to use; all of them by default.
+            padding_cache (`PoseTokenizerPaddingCache`, *optional*): That of the piece before, in a stream.
+            use_streaming (`bool`, *optional*):
+                Whether this is a piece of a stream, T a multiple of `hop_length`; needs `use_causal_conv`. True by
+                default where a `padding_cache` is given. You are responsible for buffering: `PoseTokenizerStream` does.
+            return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
+
+        Returns:
+            [`PoseTokenizerEncoderOutput`] with `pose_codes` of shape `(B, Q, S)`.
+
+        Raises:
+            ValueError: another N or D than the configuration's, too many levels, or a stream that cannot be.
+        """
+        use_streaming = padding_cache is not None if use_streaming is None else use_streaming
+        if use_streaming:
+            self._check_stream(input_values)
+            padding_cache = padding_cache or PoseTokenizerPaddingCache(
+                len(self.encoder.joint_layers) + len(self.encoder.part_layers)
+            )
+        poses, observed = self._complete(input_values, padding_mask)
+        step_mask = self._step_mask(input_values, padding_mask)
+        latents = self.encoder(poses, step_mask, padding_cache if use_streaming else None)
+        codes = self.quantizer.encode(latents, step_mask, num_quantizers)
+        output = PoseTokenizerEncoderOutput(codes, padding_cache)
+        return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    def decode(
+        self,
+        pose_codes: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> PoseTokenizerDecoderOutput | tuple:
+        """Codes to poses: the inverse of `encode`, up to what quantization loses.
+
+        Args:
+            pose_codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes of all levels, or of the first levels.
+            padding_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                1 for real frames, as given to `encode`; the result then has its T frames instead of S * hop_length.
+            return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
+
+        Returns:
+            [`PoseTokenizerDecoderOutput`] with `pose_values` of shape `(B, T, N, D)`, in shoulder widths.
+
+        Raises:
+            ValueError: codes of another shape than this model's, or a code outside 0..K-1.
+        """
+        self._check_codes(pose_codes, padding_mask)
+        latents = self.quantizer.decode(pose_codes)
+        output = PoseTokenizerDecoderOutput(self._decode_latents(latents, padding_mask))
+        return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        pose_codes: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> PoseTokenizerOutput | tuple:
+        """Encode, quantize and decode; in training mode also learn the codebooks and compute the loss.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, T, N, D)`): Normalised poses.
+            padding_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 1 for real frames.
+            num_quantizers (`int`, *optional*): Residual levels; all by default (in training, quantizer dropout).
+            pose_codes (`torch.LongTensor` of shape `(B, Q, S)`, *optional*): Decode these instead of encoding.
+            return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
+
+        Returns:
+            [`PoseTokenizerOutput`]; `loss` and `losses` only in training mode.
+        """
+        frames = input_values.shape[1]
+        mask = input_values.new_ones(input_values.shape[:2]) if padding_mask is None else padding_mask
+        if pose_codes is not None:
+            self._check_codes(pose_codes, mask)
+            output = PoseTokenizerOutput(
+                pose_values=self._decode_latents(self.quantizer.decode(pose_codes), mask), pose_codes=pose_codes
+            )
+            return output if self._returns_dict(return_dict) else output.to_tuple()
+        poses, observed = self._complete(input_values, padding_mask)
+        step_mask = self._step_mask(input_values, padding_mask)
+        latents = self.encoder(poses, step_mask)
+        if self.training and not torch.compiler.is_compiling() and not self.quantizer.initialized:
+            self.initialize_from_data([{"input_values": input_values, "padding_mask": mask}])
+            latents = self.encoder(poses, step_mask)
+        real = F.pad(mask.bool(), (0, poses.shape[1] - frames)).unflatten(1, (-1, self.config.hop_length))
+        quantized = self.quantizer(latents, step_mask, real.any(-1), num_quantizers)
+        pose_values = self._decode_latents(quantized.quantized, mask)
+        losses = None
+        if self.training:
+            with torch.autocast(pose_values.device.type, enabled=False):
+                losses = self.loss_function(
+                    LossInputs(
+                        prediction=pose_values.float(),
+                        target=input_values.float(),
+                        valid=observed[:, :frames],
+                        frames=mask.bool(),
+                        commitment=quantized.commitment_loss,
+                    )
+                )
+        output = PoseTokenizerOutput(
+            loss=None if losses is None else self.loss_function.total(losses),
+            pose_values=pose_values,
+            pose_codes=quantized.codes,
+            losses=losses,
+            quantization_error=quantized.quantization_error,
+        )
+        return output if self._returns_dict(return_dict) else output.to_tuple()
+
+    @torch.no_grad()
+    def initialize_from_data(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Fit the linear path by PCA and the codebooks by k-means, before training.
+
+        Args:
+            batches: Dictionaries with `input_values` `(B, T, N, D)` and `padding_mask` `(B, T)`. Under several ranks
+                those of rank 0 count, and all ranks must call.
+
+        Raises:
+            ValueError: the batches hold no real frame.
+        """
+        hop, device = self.config.hop_length, self.missing_pose.device
+        patches, seen = [], []
+        for batch in batches:
+            mask = batch["padding_mask"].to(device)
+            values, observed = self._clean(batch["input_values"].to(device), mask)
+            real = F.pad(mask.bool(), (0, observed.shape[1] - mask.shape[1])).unflatten(1, (-1, hop)).any(-1)  # (B, S)
+            patches.append(values.unflatten(1, (-1, hop))[real])  # (m, h, N, D)
+            seen.append(observed.unflatten(1, (-1, hop))[real])
+        values, observed = torch.cat(patches), torch.cat(seen)
+        if not len(values):
+            raise ValueError("initialize_from_data got no real frame; expected batches whose padding_mask is not all 0.")
+        if len(values) > MAX_INITIAL_STEPS:
+            kept = torch.randperm(len(values), device=device)[:MAX_INITIAL_STEPS]
+            values, observed = values[kept], observed[kept]
+        coordinates, there = values[..., :-1], observed[..., None]
+        mean = torch.where(there, coordinates, 0.0).sum((0, 1)) / there.sum((0, 1)).clamp(min=1)
+        self.missing_pose.copy_(mean)
+        self._fit_linear_path(torch.where(there, coordinates, mean).permute(0, 2, 1, 3).flatten(2))
+        poses = torch.cat([torch.where(there, coordinates, mean), values[..., -1:]], -1).flatten(0, 1)[None]
+        pieces = poses.split(64 * hop, 1)
+        latents = [self.encoder(piece, piece.new_ones(1, piece.shape[1] // hop).bool()) for piece in pieces]
+        self.quantizer.initialize(torch.cat(latents, 1)[0])
+        broadcast_module(self)
+
+    def _fit_linear_path(self, patches: torch.Tensor) -> None:
+        """PCA of each group's patches: `(m, N, h (D - 1))` to principal coordinates and back."""
+        encoder, decoder = self.encoder.linear_path, self.decoder.linear_path
+        for tensor in (*encoder.parameters(), *decoder.parameters()):
+            tensor.zero_()
+        for group, keypoints in enumerate(encoder.members):
+            rows = patches[:, list(keypoints)].flatten(1)  # (m, J h (D - 1))
+            mean = rows.mean(0)
+            covariance = (rows - mean).T @ (rows - mean) / len(rows)
+            variance, basis = torch.linalg.eigh(covariance.double())
+            used = min(self.config.codebook_dim, basis.shape[1])
+            basis = basis[:, -used:].flip(1).to(rows.dtype)  # (J h (D - 1), used), most variance first
+            # Latents of unit size in every group, so that the network sees the still face as well as the hands.
+            scale = variance.mean().mul(len(variance) / used).sqrt().clamp(min=1e-4).to(rows.dtype)
+            encoder.weight[group, : len(basis), :used] = basis / scale
+            encoder.bias[group, 0, :used] = -(mean @ basis) / scale
+            decoder.weight[group, :used, : len(basis)] = basis.T * scale
+            decoder.bias[group, 0, : len(basis)] = mean
+
+    def _clean(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Poses `(B, S h, N, D)` without NaN, padded to whole steps, and which keypoints `(B, S h, N)` are there."""
+        self._check_values(input_values, padding_mask)
+        confidence = input_values[..., -1]
+        finite = input_values.isfinite().all(-1)
+        if padding_mask is not None:
+            finite = finite & padding_mask.bool()[..., None]
+        values = torch.where(finite[..., None], input_values, 0.0)
+        observed = finite & (confidence >= self.config.confidence_threshold)
+        missing = -input_values.shape[1] % self.config.hop_length
+        return F.pad(values, (0, 0, 0, 0, 0, missing)), F.pad(observed, (0, 0, 0, missing))
+
+    def _complete(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_clean`, with the learned vector in place of each missing keypoint."""
+        values, observed = self._clean(input_values, padding_mask)
+        coordinates = torch.where(observed[..., None], values[..., :-1], self.missing_pose.to(values.dtype))
+        return torch.cat([coordinates, values[..., -1:]], -1), observed
+
+    def _step_mask(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
+        """Code steps `(B, S)` that are not padding."""
+        batch, frames = input_values.shape[:2]
+        if padding_mask is None:
+            return torch.ones(batch, self.get_encoded_length(frames), dtype=torch.bool, device=input_values.device)
+        return self.get_pose_codes_mask(padding_mask)
+
+    def _decode_latents(self, latents: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
+        batch, steps = latents.shape[:2]
+        if padding_mask is None:
+            step_mask = torch.ones(batch, steps, dtype=torch.bool, device=latents.device)
+        else:
+            step_mask = self.get_pose_codes_mask(padding_mask)
+        poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask)
+        if padding_mask is not None:
+            poses = poses[:, : padding_mask.shape[1]]
+        return torch.cat([poses[..., :-1], poses[..., -1:].sigmoid()], -1)
+
+    def _returns_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
+
+    def _check_values(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
+        expected = (self.config.num_keypoints, self.config.keypoint_dim)
+        if input_values.ndim != 4 or tuple(input_values.shape[2:]) != expected or input_values.shape[1] < 1:
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}; expected (batch, frames, {expected[0]}, "
+                f"{expected[1]}) with at least one frame. PoseFeatureExtractor makes it from your poses."
+            )
+        if padding_mask is not None and padding_mask.shape != input_values.shape[:2]:
+            raise ValueError(
+                f"padding_mask has shape {tuple(padding_mask.shape)}; expected {tuple(input_values.shape[:2])}, "
+                "a value for each frame of input_values."
+            )
+
+    def _check_codes(self, pose_codes: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
+        if pose_codes.ndim != 3:
+            raise ValueError(f"pose_codes has shape {tuple(pose_codes.shape)}; expected (batch, codebooks, steps).")
+        if padding_mask is not None and self.get_encoded_length(padding_mask.shape[1]) != pose_codes.shape[2]:
+            raise ValueError(
+                f"padding_mask has {padding_mask.shape[1]} frames, which make "
+                f"{self.get_encoded_length(padding_mask.shape[1])} code steps, but pose_codes has {pose_codes.shape[2]}."
+            )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not pose_codes.numel():
+            return
+        low, high = pose_codes.aminmax()
+        if low < 0 or high >= self.config.codebook_size:
+            raise ValueError(
+                f"pose_codes holds codes from {low} to {high}; expected 0 to {self.config.codebook_size - 1}."
+            )
+
+    def _check_stream(self, input_values: torch.Tensor) -> None:
+        if not self.config.use_causal_conv:
+            raise ValueError("use_streaming needs a causal model; train one with use_causal_conv: true.")
+        if input_values.shape[1] % self.config.hop_length:
+            raise ValueError(
+                f"A streamed piece has {input_values.shape[1]} frames; expected a multiple of hop_length "
+                f"{self.config.hop_length}. PoseTokenizerStream buffers frames for you."
+            )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained`, with every travelling module of the package beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for module in sorted(Path(__file__).parent.glob("*_pose_tokenizer.py")):
+            target = Path(save_directory) / module.name
+            if not (target.exists() and target.samefile(module)):
+                shutil.copyfile(module, target)
+
+
+__all__ = [
+    "PoseTokenizerDecoderOutput",
+    "PoseTokenizerEncoderOutput",
+    "PoseTokenizerModel",
+    "PoseTokenizerOutput",
+    "PoseTokenizerPaddingCache",
+    "PoseTokenizerPreTrainedModel",
+]
+
+PoseTokenizerModel.register_for_auto_class("AutoModel")
