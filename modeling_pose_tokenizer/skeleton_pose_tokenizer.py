@@ -1,4 +1,4 @@
-"""Skeletons as data: keypoint names, edges, parts and mirror pairs of a layout, and the graphs that follow from them."""
+"""Skeletons as data: names, edges, parts and mirror pairs of keypoint layouts, and the graphs that follow."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ from .layouts_pose_tokenizer import LAYOUTS
 GROUP_ORDER = ("body", "face", "left_hand", "right_hand")
 # A skeleton of at most so many keypoints keeps one part node per keypoint: pooling would save nothing.
 MAX_UNPOOLED_KEYPOINTS = 25
-# Keypoints per part node when nodes are found by clustering: 133 keypoints then give about 17 nodes.
-CLUSTER_SIZE = 8
+# Most keypoints in a part node found by clustering. They average 8 then, and 133 keypoints give 17 nodes.
+MAX_CLUSTER_SIZE = 11
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Skeleton:
 
     @cached_property
     def flip_permutation(self) -> tuple[int, ...]:
-        """For each of the N keypoints, the keypoint that takes its place in a mirror image: `poses[:, permutation]`."""
+        """The keypoint that takes the place of each of the N keypoints in a mirror image: `poses[:, permutation]`."""
         permutation = list(range(self.num_keypoints))
         for left, right in self.flip_pairs:
             permutation[left], permutation[right] = right, left
@@ -152,12 +152,11 @@ def build_skeleton(
         raise ValueError(f"keypoint_names holds {twice[0]!r} more than once: give each keypoint a name of its own.")
     checked_edges = tuple(dict.fromkeys(_check_pair("edges", edge, len(names)) for edge in edges))
     checked_flips = tuple(_check_pair("flip_pairs", pair, len(names)) for pair in flip_pairs)
-    flipped = Counter(keypoint for pair in checked_flips for keypoint in pair)
-    if flipped and max(flipped.values()) > 1:
-        keypoint = flipped.most_common(1)[0][0]
-        raise ValueError(
-            f"flip_pairs holds keypoint {keypoint} ({names[keypoint]}) more than once: a keypoint has one mirror image."
-        )
+    for keypoint, count in Counter(keypoint for pair in checked_flips for keypoint in pair).items():
+        if count > 1:
+            raise ValueError(
+                f"flip_pairs holds keypoint {keypoint} ({names[keypoint]}) in {count} pairs, expected one."
+            )
     return Skeleton(
         name=name,
         keypoint_names=names,
@@ -170,24 +169,17 @@ def build_skeleton(
 
 def _check_pair(key: str, pair: Sequence[int], num_keypoints: int) -> tuple[int, int]:
     """Two different keypoints in range, as ints."""
-    try:
-        first, second = (_check_keypoint(key, keypoint, num_keypoints) for keypoint in pair)
-    except TypeError:
-        raise ValueError(f"{key} holds {pair!r}, expected two keypoint indices.") from None
-    except ValueError as error:
-        if str(error).startswith(key):
-            raise
-        raise ValueError(f"{key} holds {pair!r}, expected two keypoint indices.") from None
+    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+        raise ValueError(f"{key} holds {pair!r}, expected two keypoint indices.")
+    first, second = (_check_keypoint(key, keypoint, num_keypoints) for keypoint in pair)
     if first == second:
-        raise ValueError(
-            f"{key} holds {pair!r}, which joins keypoint {first} to itself: expected two different keypoints."
-        )
+        raise ValueError(f"{key} joins keypoint {first} to itself, expected two different keypoints.")
     return first, second
 
 
 def _check_keypoint(key: str, keypoint: Any, num_keypoints: int) -> int:
     """A keypoint index in range, as int."""
-    if isinstance(keypoint, bool) or not isinstance(keypoint, (int, np.integer)) or not 0 <= keypoint < num_keypoints:
+    if isinstance(keypoint, bool) or not isinstance(keypoint, int | np.integer) or not 0 <= keypoint < num_keypoints:
         raise ValueError(f"{key} holds {keypoint!r}, expected a keypoint index from 0 to {num_keypoints - 1}.")
     return int(keypoint)
 
@@ -198,51 +190,53 @@ def _complete_parts(
     """Brings every form of `parts` into `{group: {node: keypoints}}`, checked and in canonical order."""
     if parts is None:
         parts = {"body": range(len(names))}
-    if not isinstance(parts, Mapping):
-        raise ValueError(f"parts is a {type(parts).__name__}, expected a mapping from token groups to part nodes.")
-    owner: dict[int, str] = {}
-    complete: dict[str, dict[str, tuple[int, ...]]] = {}
+    elif not isinstance(parts, Mapping):
+        raise ValueError(f"parts is {parts!r}, expected a mapping from token groups to part nodes.")
+    places: list[tuple[str, str | None, Any]] = []
     for group, content in parts.items():
-        nodes = content if isinstance(content, Mapping) else {None: content}
-        for node, keypoints in nodes.items():
-            place = group if node is None else f"{group}/{node}"
-            if isinstance(keypoints, (str, Mapping)) or not isinstance(keypoints, Iterable):
-                raise ValueError(f"parts[{place}] is {keypoints!r}, expected a list of keypoint indices.")
-            for keypoint in keypoints:
-                keypoint = _check_keypoint(f"parts[{place}]", keypoint, len(names))
-                if keypoint in owner:
-                    raise ValueError(
-                        f"parts holds keypoint {keypoint} ({names[keypoint]}) in both {owner[keypoint]} and {place}: expected one."
-                    )
-                owner[keypoint] = place
-            if not len(keypoints):
-                raise ValueError(f"parts[{place}] is empty: give it a keypoint or leave it out.")
-        if isinstance(content, Mapping):
-            if not content:
-                raise ValueError(f"parts[{group}] is empty: give it a part node or leave it out.")
-            complete[group] = {node: tuple(sorted(map(int, keypoints))) for node, keypoints in content.items()}
-        else:
-            size = 1 if len(names) <= MAX_UNPOOLED_KEYPOINTS else CLUSTER_SIZE
-            clusters = cluster_graph([int(keypoint) for keypoint in content], edges, size)
-            complete[group] = {names[cluster[0]]: tuple(sorted(cluster)) for cluster in clusters}
+        nodes = content.items() if isinstance(content, Mapping) and content else [(None, content)]
+        places += [(group, node, keypoints) for node, keypoints in nodes]
+    _check_partition(names, places)
+    size = 1 if len(names) <= MAX_UNPOOLED_KEYPOINTS else MAX_CLUSTER_SIZE
+    complete: dict[str, dict[str, tuple[int, ...]]] = {group: {} for group in parts}
+    for group, node, keypoints in places:
+        members = [int(keypoint) for keypoint in keypoints]
+        clusters = cluster_graph(members, edges, size) if node is None else [tuple(members)]
+        complete[group] |= {node or names[cluster[0]]: tuple(sorted(cluster)) for cluster in clusters}
+    rank = {group: index for index, group in enumerate(GROUP_ORDER)}
+    groups = sorted(complete, key=lambda group: (rank.get(group, len(rank)), min(complete[group].values())))
+    return {group: dict(sorted(complete[group].items(), key=lambda item: item[1])) for group in groups}
+
+
+def _check_partition(names: Sequence[str], places: Iterable[tuple[str, str | None, Any]]) -> None:
+    """Every keypoint is in exactly one place, and no place is empty."""
+    owner: dict[int, str] = {}
+    for group, node, keypoints in places:
+        place = f"parts[{group!r}]" if node is None else f"parts[{group!r}][{node!r}]"
+        if isinstance(keypoints, str | Mapping) or not hasattr(keypoints, "__len__") or not len(keypoints):
+            raise ValueError(f"{place} is {keypoints!r}, expected a list of keypoint indices that is not empty.")
+        for keypoint in keypoints:
+            label = names[_check_keypoint(place, keypoint, len(names))]
+            if keypoint in owner:
+                raise ValueError(f"{place} holds keypoint {keypoint} ({label}), which {owner[keypoint]} holds too.")
+            owner[keypoint] = place
     missing = [keypoint for keypoint in range(len(names)) if keypoint not in owner]
     if missing:
         raise ValueError(
-            f"parts leaves out keypoint {missing[0]} ({names[missing[0]]}) and {len(missing) - 1} more: every keypoint belongs to one part."
+            f"parts leaves out {len(missing)} of {len(names)} keypoints, the first is {missing[0]} "
+            f"({names[missing[0]]}): put every keypoint into one part."
         )
-    rank = {group: index for index, group in enumerate(GROUP_ORDER)}
-    groups = sorted(complete, key=lambda group: (rank.get(group, len(rank)), min(map(min, complete[group].values()))))
-    return {group: dict(sorted(complete[group].items(), key=lambda node: node[1])) for group in groups}
 
 
 def cluster_graph(
-    keypoints: Sequence[int], edges: Iterable[tuple[int, int]], size: int = CLUSTER_SIZE
+    keypoints: Sequence[int], edges: Iterable[tuple[int, int]], size: int = MAX_CLUSTER_SIZE
 ) -> list[tuple[int, ...]]:
-    """Splits keypoints into connected clusters of at most `size`, by cutting subtrees off a spanning tree.
+    """Splits keypoints into clusters of at most `size` by cutting subtrees off a spanning tree.
 
     From the leaves upward every keypoint takes in the open clusters of its children, smallest first, while there is
-    room; those left over are closed. Closed ones smaller than half of `size` are put together with their siblings,
-    which keeps a star (or keypoints without edges) from falling into single points.
+    room; the others are closed. Those smaller than half of `size` are put together with their siblings first: a star,
+    or keypoints without edges, would fall into single points otherwise. So a cluster is connected, at the least
+    through the one keypoint above it.
 
     Args:
         keypoints: The keypoints to split; edges to others are ignored.
