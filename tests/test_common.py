@@ -1,6 +1,8 @@
 """transformers' own common tests, run on the pose tokenizer (see upstream.py for where they come from)."""
 
 import unittest
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ class PoseModelTester:
     hidden_size = 16
     is_training = True
 
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
     def get_config(self) -> PoseTokenizerConfig:
         return PoseTokenizerConfig(
             skeleton="coco_17",
@@ -28,8 +33,9 @@ class PoseModelTester:
             num_joint_layers=1,
             num_part_layers=self.num_hidden_layers,
             num_quantizers=2,
-            codebook_size=16,
+            codebook_size=64,
             codebook_dim=8,
+            **self.options,
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PoseTokenizerConfig, dict[str, torch.Tensor]]:
@@ -44,9 +50,12 @@ class PoseTokenizerCommonTest(ModelTests, unittest.TestCase):
     all_model_classes = (PoseTokenizerModel,)
     has_attentions = False  # graph and temporal convolutions only
     test_resize_embeddings = False  # poses are numbers: there is no vocabulary to resize
+    test_can_init_all_missing_weights_before_2023 = True  # runs the test whatever year the file names
+
+    options: dict[str, Any] = {}
 
     def setUp(self) -> None:
-        self.model_tester = PoseModelTester()
+        self.model_tester = PoseModelTester(**self.options)
         self.config_tester = ConfigTests(
             self,
             config_class=PoseTokenizerConfig,
@@ -58,11 +67,31 @@ class PoseTokenizerCommonTest(ModelTests, unittest.TestCase):
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
 
+    def test_model_outputs_equivalence(self) -> None:
+        """Upstream's test; what it asks for `output_hidden_states` is dropped (see the exclusions below)."""
+        forward = PoseTokenizerModel.forward
+
+        def forward_without(model: PoseTokenizerModel, *args: Any, output_hidden_states: bool = False, **kwargs: Any):
+            return forward(model, *args, **kwargs)
+
+        with patch.object(PoseTokenizerModel, "forward", forward_without):
+            super().test_model_outputs_equivalence()
+
     def test_model_get_set_embeddings(self) -> None:
-        """The input is poses, not token ids: as in EncodecModel and MimiModel there is no embedding matrix."""
-        model = PoseTokenizerModel(self.model_tester.get_config())
+        """The input is poses, not token ids: as in EncodecModel there is no embedding matrix to get or set."""
         with pytest.raises(NotImplementedError):
-            model.get_input_embeddings()
+            PoseTokenizerModel(self.model_tester.get_config()).get_input_embeddings()
+
+    # A codec returns codes and poses, as EncodecModel does. Its layers work on two graphs at two frame rates: there is
+    # no list of hidden states of one shape to return.
+    test_hidden_states_output = None
+    test_retain_grad_hidden_states_attentions = None
+
+
+class PoseTokenizerOtherFormCommonTest(PoseTokenizerCommonTest):
+    """The same model in its other form: finite scalar quantization, one token group, causal."""
+
+    options = {"quantizer": "fsq", "token_groups": "whole", "use_causal_conv": True}
 
 
 class PoseFeatureExtractorCommonTest(FeatureExtractorTests, unittest.TestCase):
