@@ -19,7 +19,6 @@ from modeling_pose_tokenizer.presets import (
     resolve_key,
 )
 
-
 PRESETS = sorted(DEFAULT_PRESET.parent.glob("*.yaml"))
 # The keys that the original project documents, with a value each that is not the default.
 ORIGINAL = {
