@@ -275,23 +275,25 @@ class PoseCodeFormatter:
             The formatter whose ids are the tokenizer's.
 
         Raises:
-            ValueError: The tokenizer holds a part of the vocabulary already, so that its ids are not in one row.
+            ValueError: The tokenizer holds a part of the vocabulary already; nothing has been changed.
         """
-        # normalized=False: a tokenizer that lower-cases or strips text must still find the tokens in it.
-        tokens = [AddedToken(token, normalized=False, special=False) for token in self.vocabulary]
-        special = len(self.special_tokens)
-        tokenizer.add_tokens(list(self.special_tokens), special_tokens=True)
-        tokenizer.add_tokens(tokens[special:])
-        ids = np.array(tokenizer.convert_tokens_to_ids(list(self.vocabulary)))
-        wrong = np.flatnonzero(ids != ids[0] + np.arange(self.vocab_size))
-        if len(wrong):
+        known = tokenizer.get_vocab()
+        present = [token for token in self.vocabulary if token in known]
+        if not present:
+            # normalized=False: a tokenizer that lower-cases its text must still find the tokens in it.
+            codes = self.vocabulary[len(self.special_tokens) :]
+            tokenizer.add_tokens(list(self.special_tokens), special_tokens=True)
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in codes])
+            known = tokenizer.get_vocab()
+        base_offset = known.get(self.vocabulary[0], 0)
+        if any(known.get(token) != base_offset + place for place, token in enumerate(self.vocabulary)):
             raise ValueError(
-                f"the tokenizer has {self.vocabulary[wrong[0]]} at id {ids[wrong[0]]} already; expected"
-                f" {ids[0] + wrong[0]}: use a tokenizer without pose tokens of another configuration."
+                f"the tokenizer holds pose tokens of another configuration, such as {present[-1]};"
+                " expected none, or all of this configuration in order."
             )
         if model is not None and model.get_input_embeddings().num_embeddings < len(tokenizer):
             model.resize_token_embeddings(len(tokenizer))
-        return PoseCodeFormatter(self.group_names, self.levels_per_group, self.codebook_sizes, int(ids[0]))
+        return PoseCodeFormatter(self.group_names, self.levels_per_group, self.codebook_sizes, base_offset)
 
 
 def _abbreviate(group_names: Sequence[str]) -> dict[str, str]:
