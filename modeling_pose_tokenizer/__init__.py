@@ -22,7 +22,6 @@ from .modeling_pose_tokenizer import (
 from .skeleton_pose_tokenizer import SKELETONS, Skeleton, build_skeleton, get_skeleton
 from .streaming_pose_tokenizer import PoseTokenizerStream
 
-
 if TYPE_CHECKING:
     from .augmentation import PoseAugmentation
     from .dataset import PoseDataset

@@ -1,4 +1,4 @@
-"""Configuration of the pose tokenizer: the skeleton it reads, the codec's sizes, and the rates that follow from them."""
+"""Configuration of the pose tokenizer: the skeleton, the codec's sizes, and the rates that follow from them."""
 
 import math
 
@@ -6,7 +6,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .skeleton_pose_tokenizer import Skeleton, build_skeleton, get_skeleton
-
 
 # Finite scalar quantization: values per latent dimension for the usual codebook sizes (arXiv 2309.15505, section 4.1,
 # with powers of two so that a code's bits are whole).
@@ -143,7 +142,9 @@ class PoseTokenizerConfig(PreTrainedConfig):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected at least {least}.")
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {self.kernel_size}; expected an odd number, so that a step has a centre.")
+            raise ValueError(
+                f"kernel_size is {self.kernel_size}; expected an odd number, so that a step has a centre."
+            )
         if not self.sampling_rate > 0:
             raise ValueError(f"sampling_rate is {self.sampling_rate}; expected frames per second above 0.")
         for key in ("quantizer_dropout", "ema_decay", "threshold_usage_ratio", "confidence_threshold"):
@@ -174,7 +175,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
             return get_skeleton(self.skeleton)
         if self.edges is None or (self.keypoint_names is None and self.num_keypoints is None):
             raise ValueError(
-                "skeleton is null and no custom skeleton is given; expected keypoint_names and edges, or a skeleton's name."
+                "skeleton is null and no custom skeleton is given; expected keypoint_names and edges, or a name."
             )
         names = self.keypoint_names or [f"keypoint_{index}" for index in range(self.num_keypoints or 0)]
         return build_skeleton(names, self.edges, self.parts, self.flip_pairs or (), self.scale_pair)

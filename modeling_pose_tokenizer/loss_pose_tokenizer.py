@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 
-
 # Where smooth-L1 turns from square to straight, in shoulder widths: noise of the estimators lies below.
 SMOOTH_L1_BETA = 0.02
 

@@ -19,11 +19,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .graph_pose_tokenizer import (
+    CodecGraph,
+    PoseTokenizerGraphConv,
+    PoseTokenizerHead,
+    PoseTokenizerPooling,
+    PoseTokenizerUnpooling,
+)
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
-from .skeleton_pose_tokenizer import spatial_adjacency
 
-
+# The network starts as a small correction of the linear path.
+INITIAL_NETWORK_GAIN = 0.1
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
 MAX_INITIAL_STEPS = 16384
 
@@ -88,89 +95,6 @@ class PoseTokenizerPaddingCache:
         return extended
 
 
-class PoseTokenizerGraphLinear(nn.Module):
-    """A linear map between a fine and a coarse graph that keeps every node's identity.
-
-    Each coarse node has its own weights for each of its members: never an average over nodes. With `up=False` members
-    are read (keypoints -> part nodes, part nodes -> token groups), with `up=True` they are written.
-
-    Buffers (derived, not saved):
-        index: where to gather from: `(V_coarse * J,)` members, padded; up: `(V_fine,)` slots.
-        mask `(V_coarse, J)`: which slots are members.
-    """
-
-    def __init__(self, members: Sequence[Sequence[int]], in_features: int, out_features: int, up: bool = False):
-        super().__init__()
-        self.members, self.up = [tuple(nodes) for nodes in members], up
-        self.in_features, self.out_features = in_features, out_features
-        coarse, slots = len(members), max(map(len, members))
-        shape = (coarse, in_features, slots * out_features) if up else (coarse, slots * in_features, out_features)
-        self.weight = nn.Parameter(torch.zeros(shape))
-        self.bias = nn.Parameter(torch.zeros(coarse, 1, shape[-1]))
-        for name, value in self.constants().items():
-            self.register_buffer(name, value, persistent=False)
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        coarse, slots = len(self.members), max(map(len, self.members))
-        mask = torch.zeros(coarse, slots)
-        gather = torch.zeros(coarse, slots, dtype=torch.long)
-        scatter = torch.zeros(sum(map(len, self.members)), dtype=torch.long)
-        for node, nodes in enumerate(self.members):
-            mask[node, : len(nodes)] = 1.0
-            gather[node, : len(nodes)] = torch.tensor(nodes)
-            scatter[list(nodes)] = node * slots + torch.arange(len(nodes))
-        return {"index": scatter if self.up else gather.flatten(), "mask": mask}
-
-    def reset_parameters(self, gain: float = 1.0) -> None:
-        members = torch.tensor([1 if self.up else len(nodes) for nodes in self.members], device=self.weight.device)
-        deviation = gain * (self.in_features * members).float().rsqrt()
-        init.copy_(self.weight, torch.randn_like(self.weight) * deviation[:, None, None])
-        init.zeros_(self.bias)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, S, V_in, in_features)` to `(B, S, V_out, out_features)`."""
-        shape = hidden_states.shape[:2]
-        coarse, slots = self.mask.shape
-        if self.up:
-            rows = hidden_states.flatten(0, 1).transpose(0, 1)  # (V_coarse, M, in)
-            written = torch.baddbmm(self.bias, rows, self.weight)  # (V_coarse, M, J out)
-            written = written.unflatten(-1, (slots, self.out_features)).transpose(0, 1)  # (M, V_coarse, J, out)
-            return written.flatten(1, 2).index_select(1, self.index).unflatten(0, shape)
-        read = hidden_states.flatten(0, 1).index_select(1, self.index)  # (M, V_coarse J, in)
-        rows = read.unflatten(1, (coarse, slots)).flatten(2).transpose(0, 1)  # (V_coarse, M, J in)
-        weight = self.weight * self.mask.repeat_interleave(self.in_features, 1)[..., None].to(self.weight.dtype)
-        return torch.baddbmm(self.bias, rows, weight).transpose(0, 1).unflatten(0, shape)
-
-
-class PoseTokenizerGraphConv(nn.Module):
-    """Spatial graph convolution with learnable edge importance (ST-GCN, arXiv 1801.07455, equation 10).
-
-    Buffers (derived, not saved):
-        adjacency (3, V, V): self, inward and outward neighbours, each row-normalised.
-    """
-
-    def __init__(self, num_nodes: int, edges: Sequence[Sequence[int]], in_features: int, out_features: int):
-        super().__init__()
-        self.num_nodes, self.edges = num_nodes, edges
-        self.projection = nn.Linear(in_features, 3 * out_features)
-        self.importance = nn.Parameter(torch.ones(3, num_nodes, num_nodes))
-        self.register_buffer("adjacency", self.constants()["adjacency"], persistent=False)
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        return {"adjacency": spatial_adjacency(self.num_nodes, self.edges)}
-
-    def reset_parameters(self) -> None:
-        init.ones_(self.importance)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, S, V, C_in)` to `(B, S, V, C_out)`: x'_v = sum_k sum_w A_kvw W_k x_w."""
-        projected = self.projection(hidden_states)  # (B, S, V, 3 C)
-        projected = projected.unflatten(-1, (3, -1)).flatten(2, 3)  # (B, S, V 3, C)
-        # One matrix (V, V 3) does all three partitions without moving the features.
-        adjacency = (self.adjacency.to(self.importance.dtype) * self.importance).permute(1, 2, 0).flatten(1)
-        return torch.matmul(adjacency, projected)
-
-
 class PoseTokenizerBlock(GradientCheckpointingLayer):
     """Pre-norm ST-GCN block: graph convolution, nonlinearity, depthwise temporal convolution, projection, residual."""
 
@@ -210,30 +134,29 @@ class PoseTokenizerEncoder(nn.Module):
 
     def __init__(self, config: PoseTokenizerConfig):
         super().__init__()
-        layout, groups = config.layout, group_members(config)
-        hop, coordinates = config.hop_length, config.keypoint_dim - 1
-        joint, features = config.joint_hidden_size, config.hidden_size
+        graph = CodecGraph.from_config(config)
+        hop, dim = config.hop_length, config.keypoint_dim
+        joint, features, num_joint = config.joint_hidden_size, config.hidden_size, config.num_joint_layers
         self.hop_length = hop
-        self.joint_projection = PoseTokenizerGraphConv(
-            layout.num_keypoints, layout.edges, hop * config.keypoint_dim, joint
-        )
-        num_joint = config.num_joint_layers
+        self.joint_projection = PoseTokenizerGraphConv(config.num_keypoints, graph.edges, hop * dim, joint)
         self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, layout.num_keypoints, layout.edges, joint, layer) for layer in range(num_joint)
+            PoseTokenizerBlock(config, config.num_keypoints, graph.edges, joint, layer) for layer in range(num_joint)
         )
-        self.part_pooling = PoseTokenizerGraphLinear(layout.part_keypoints, joint, features)
+        self.part_pooling = PoseTokenizerPooling(graph.part_sizes, joint, features)
         self.part_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, layout.num_parts, layout.part_edges, features, num_joint + layer)
+            PoseTokenizerBlock(config, len(graph.part_sizes), graph.part_edges, features, num_joint + layer)
             for layer in range(config.num_part_layers)
         )
         self.norm = nn.LayerNorm(features)
-        self.group_pooling = PoseTokenizerGraphLinear(groups.nodes, features, config.codebook_dim)
-        self.linear_path = PoseTokenizerGraphLinear(groups.keypoints, hop * coordinates, config.codebook_dim)
+        self.group_pooling = PoseTokenizerPooling(
+            graph.group_nodes, features, config.codebook_dim, INITIAL_NETWORK_GAIN
+        )
+        self.linear_path = PoseTokenizerPooling(graph.group_keypoints, hop * (dim - 1), config.codebook_dim)
 
     def forward(
         self, poses: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
     ) -> torch.Tensor:
-        """Completed poses `(B, S h, N, D)` to latents `(B, S, G, d)`."""
+        """Completed poses `(B, S h, N, D)`, keypoints part by part, to latents `(B, S, G, d)`."""
         patches = poses.unflatten(1, (-1, self.hop_length)).permute(0, 1, 3, 2, 4)  # (B, S, N, h, D)
         linear = self.linear_path(patches[..., :-1].flatten(3))
         hidden_states = F.gelu(self.joint_projection(patches.flatten(3)))  # (B, S, N, C_joint)
@@ -250,28 +173,27 @@ class PoseTokenizerDecoder(nn.Module):
 
     def __init__(self, config: PoseTokenizerConfig):
         super().__init__()
-        layout, groups = config.layout, group_members(config)
-        hop, dim, coordinates = config.hop_length, config.keypoint_dim, config.keypoint_dim - 1
-        joint, features = config.joint_hidden_size, config.hidden_size
-        self.hop_length, self.causal = hop, config.use_causal_conv
-        self.group_unpooling = PoseTokenizerGraphLinear(groups.nodes, config.codebook_dim, features, up=True)
+        graph = CodecGraph.from_config(config)
+        hop, dim = config.hop_length, config.keypoint_dim
+        joint, features, num_part = config.joint_hidden_size, config.hidden_size, config.num_part_layers
+        self.hop_length = hop
+        self.group_unpooling = PoseTokenizerUnpooling(graph.group_nodes, config.codebook_dim, features)
         self.part_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, layout.num_parts, layout.part_edges, features, layer)
-            for layer in range(config.num_part_layers)
+            PoseTokenizerBlock(config, len(graph.part_sizes), graph.part_edges, features, layer)
+            for layer in range(num_part)
         )
         self.norm = nn.LayerNorm(features)
-        self.part_unpooling = PoseTokenizerGraphLinear(layout.part_keypoints, features, joint, up=True)
+        self.part_unpooling = PoseTokenizerUnpooling(graph.part_sizes, features, joint)
         self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, layout.num_keypoints, layout.edges, joint, config.num_part_layers + layer)
+            PoseTokenizerBlock(config, config.num_keypoints, graph.edges, joint, num_part + layer)
             for layer in range(config.num_joint_layers)
         )
-        single = [[keypoint] for keypoint in range(layout.num_keypoints)]
-        self.head = PoseTokenizerGraphLinear(single, joint, hop * dim)
-        self.linear_path = PoseTokenizerGraphLinear(groups.keypoints, config.codebook_dim, hop * coordinates, up=True)
+        self.head = PoseTokenizerHead(config.num_keypoints, joint, hop * dim, INITIAL_NETWORK_GAIN)
+        self.linear_path = PoseTokenizerUnpooling(graph.group_keypoints, config.codebook_dim, hop * (dim - 1))
         self.refinement = PoseTokenizerRefinement(config)
 
     def forward(self, latents: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, S, G, d)` to poses `(B, S h, N, D)`; the last value is the logit of the confidence."""
+        """Latents `(B, S, G, d)` to poses `(B, S h, N, D)`, keypoints part by part, the confidence as a logit."""
         linear = self.linear_path(latents).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D - 1)
         hidden_states = self.group_unpooling(latents)  # (B, S, P, C)
         for layer in self.part_layers:
@@ -280,8 +202,7 @@ class PoseTokenizerDecoder(nn.Module):
         for layer in self.joint_layers:
             hidden_states = layer(hidden_states, step_mask)
         patches = self.head(hidden_states).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D)
-        patches = patches + F.pad(linear, (0, 1))
-        poses = patches.permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, T, N, D)
+        poses = (patches + F.pad(linear, (0, 1))).permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, T, N, D)
         return self.refinement(poses, step_mask.repeat_interleave(self.hop_length, 1))
 
 
@@ -296,6 +217,9 @@ class PoseTokenizerRefinement(nn.Module):
         self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
         self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
 
+    def reset_parameters(self) -> None:
+        init.zeros_(self.conv_out.weight)  # it starts by changing nothing
+
     def forward(self, poses: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """`(B, T, N, D)` to the same shape; frames that are False in `frame_mask` `(B, T)` reach no other frame."""
         past = self.kernel_size - 1
@@ -305,23 +229,6 @@ class PoseTokenizerRefinement(nn.Module):
         refined = torch.where(mask, poses.permute(0, 3, 1, 2), 0.0)  # (B, D, T, N)
         refined = torch.where(mask, F.gelu(self.conv_in(F.pad(refined, padding))), 0.0)
         return poses + self.conv_out(F.pad(refined, padding)).permute(0, 2, 3, 1)
-
-
-@dataclass(frozen=True)
-class GroupMembers:
-    """Part nodes and keypoints of each of the G token groups."""
-
-    nodes: list[list[int]]
-    keypoints: list[list[int]]
-
-
-def group_members(config: PoseTokenizerConfig) -> GroupMembers:
-    """The token groups' members: those of the layout, or all in one under `token_groups="whole"`."""
-    layout = config.layout
-    if config.token_groups == "whole":
-        return GroupMembers([list(range(layout.num_parts))], [list(range(layout.num_keypoints))])
-    nodes = [[p for p, g in enumerate(layout.part_groups) if g == group] for group in range(len(layout.groups))]
-    return GroupMembers(nodes, [list(keypoints) for keypoints in layout.group_keypoints.values()])
 
 
 class PoseTokenizerPreTrainedModel(PreTrainedModel):
@@ -340,15 +247,10 @@ class PoseTokenizerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, (PoseTokenizerGraphLinear, PoseTokenizerGraphConv, ResidualQuantizer)):
-            module.reset_parameters()
         elif isinstance(module, PoseTokenizerModel):
             init.zeros_(module.missing_pose)
-        if isinstance(module, PoseTokenizerRefinement):
-            init.zeros_(module.conv_out.weight)  # it starts by changing nothing
-        if isinstance(module, (PoseTokenizerEncoder, PoseTokenizerDecoder)):
-            # The network starts as a small correction of the linear path.
-            (module.group_pooling if isinstance(module, PoseTokenizerEncoder) else module.head).reset_parameters(0.1)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
         if hasattr(module, "constants"):  # non-persistent buffers of models built on the meta device
             for name, value in module.constants().items():
                 init.copy_(getattr(module, name), value)
@@ -357,10 +259,10 @@ class PoseTokenizerPreTrainedModel(PreTrainedModel):
 class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
     """A neural codec for pose sequences: poses to a few codes per step, and codes back to poses.
 
-    `input_values` are normalised poses (shoulder widths), as `PoseFeatureExtractor` makes them: `(B, T, N, D)` with the
-    confidence last. A keypoint is missing where its confidence is below `confidence_threshold` or a value is NaN or
-    infinite. `padding_mask` `(B, T)` is 1 for real frames: what follows the last of them is padding, and a 0 before it
-    a frame without keypoints.
+    `input_values` are normalised poses (shoulder widths), as `PoseFeatureExtractor` makes them: `(B, T, N, D)` with
+    the confidence last. A keypoint is missing where its confidence is below `confidence_threshold` or a value is NaN
+    or infinite. `padding_mask` `(B, T)` is 1 for real frames: what follows the last of them is padding, and a 0 before
+    it a frame without keypoints.
 
     Example:
 
@@ -377,11 +279,18 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
     def __init__(self, config: PoseTokenizerConfig):
         super().__init__(config)
         self.missing_pose = nn.Parameter(torch.zeros(config.num_keypoints, config.keypoint_dim - 1))
+        for name, value in self.constants().items():
+            self.register_buffer(name, value, persistent=False)
         self.encoder = PoseTokenizerEncoder(config)
         self.quantizer: ResidualQuantizer = QUANTIZERS[config.quantizer](config)
         self.decoder = PoseTokenizerDecoder(config)
         self.loss_function = PoseTokenizerLoss(config)
         self.post_init()
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """From the layout's order of keypoints to the network's (part by part), and back: both `(N,)`."""
+        order = torch.tensor(CodecGraph.from_config(self.config).order)
+        return {"keypoint_order": order, "keypoint_place": order.argsort()}
 
     @property
     def loss_function(self) -> nn.Module:
@@ -421,7 +330,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             padding_cache (`PoseTokenizerPaddingCache`, *optional*): That of the piece before, in a stream.
             use_streaming (`bool`, *optional*):
                 Whether this is a piece of a stream, T a multiple of `hop_length`; needs `use_causal_conv`. True by
-                default where a `padding_cache` is given. You are responsible for buffering: `PoseTokenizerStream` does.
+                default where a `padding_cache` is given. You are responsible for buffering, or `PoseTokenizerStream`.
             return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
 
         Returns:
@@ -436,7 +345,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             padding_cache = padding_cache or PoseTokenizerPaddingCache(
                 len(self.encoder.joint_layers) + len(self.encoder.part_layers)
             )
-        poses, observed = self._complete(input_values, padding_mask)
+        poses = self._complete(*self._clean(input_values, padding_mask))
         step_mask = self._step_mask(input_values, padding_mask)
         latents = self.encoder(poses, step_mask, padding_cache if use_streaming else None)
         codes = self.quantizer.encode(latents, step_mask, num_quantizers)
@@ -496,12 +405,12 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
                 pose_values=self._decode_latents(self.quantizer.decode(pose_codes), mask), pose_codes=pose_codes
             )
             return output if self._returns_dict(return_dict) else output.to_tuple()
-        poses, observed = self._complete(input_values, padding_mask)
-        step_mask = self._step_mask(input_values, padding_mask)
-        latents = self.encoder(poses, step_mask)
         if self.training and not torch.compiler.is_compiling() and not self.quantizer.initialized:
             self.initialize_from_data([{"input_values": input_values, "padding_mask": mask}])
-            latents = self.encoder(poses, step_mask)
+        values, observed = self._clean(input_values, padding_mask)
+        poses = self._complete(values, observed)
+        step_mask = self._step_mask(input_values, padding_mask)
+        latents = self.encoder(poses, step_mask)
         real = F.pad(mask.bool(), (0, poses.shape[1] - frames)).unflatten(1, (-1, self.config.hop_length))
         quantized = self.quantizer(latents, step_mask, real.any(-1), num_quantizers)
         pose_values = self._decode_latents(quantized.quantized, mask)
@@ -547,18 +456,21 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             seen.append(observed.unflatten(1, (-1, hop))[real])
         values, observed = torch.cat(patches), torch.cat(seen)
         if not len(values):
-            raise ValueError("initialize_from_data got no real frame; expected batches whose padding_mask is not all 0.")
+            raise ValueError(
+                "initialize_from_data got no real frame; expected batches whose padding_mask is not all 0."
+            )
         if len(values) > MAX_INITIAL_STEPS:
             kept = torch.randperm(len(values), device=device)[:MAX_INITIAL_STEPS]
             values, observed = values[kept], observed[kept]
-        coordinates, there = values[..., :-1], observed[..., None]
-        mean = torch.where(there, coordinates, 0.0).sum((0, 1)) / there.sum((0, 1)).clamp(min=1)
-        self.missing_pose.copy_(mean)
-        self._fit_linear_path(torch.where(there, coordinates, mean).permute(0, 2, 1, 3).flatten(2))
-        poses = torch.cat([torch.where(there, coordinates, mean), values[..., -1:]], -1).flatten(0, 1)[None]
-        pieces = poses.split(64 * hop, 1)
-        latents = [self.encoder(piece, piece.new_ones(1, piece.shape[1] // hop).bool()) for piece in pieces]
-        self.quantizer.initialize(torch.cat(latents, 1)[0])
+        there = observed[..., None]
+        total = torch.where(there, values[..., :-1], 0.0).sum((0, 1))
+        self.missing_pose.copy_(total / there.sum((0, 1)).clamp(min=1))
+        poses = self._complete(values, observed)  # (m, h, N, D)
+        self._fit_linear_path(poses[..., :-1].transpose(1, 2).flatten(2))
+        # Each step alone: its neighbours in time were not kept, and the network starts as a small correction.
+        alone = torch.ones(1, 1, dtype=torch.bool, device=device)
+        latents = [self.encoder(piece, alone.expand(len(piece), 1)) for piece in poses.split(128)]
+        self.quantizer.initialize(torch.cat(latents)[:, 0])
         broadcast_module(self)
 
     def _fit_linear_path(self, patches: torch.Tensor) -> None:
@@ -566,19 +478,22 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         encoder, decoder = self.encoder.linear_path, self.decoder.linear_path
         for tensor in (*encoder.parameters(), *decoder.parameters()):
             tensor.zero_()
-        for group, keypoints in enumerate(encoder.members):
-            rows = patches[:, list(keypoints)].flatten(1)  # (m, J h (D - 1))
+        start = 0
+        for group, size in enumerate(encoder.sizes):
+            rows = patches[:, start : start + size].flatten(1)  # (m, J h (D - 1))
+            columns = slice(start * encoder.in_features, (start + size) * encoder.in_features)
             mean = rows.mean(0)
             covariance = (rows - mean).T @ (rows - mean) / len(rows)
             variance, basis = torch.linalg.eigh(covariance.double())
             used = min(self.config.codebook_dim, basis.shape[1])
             basis = basis[:, -used:].flip(1).to(rows.dtype)  # (J h (D - 1), used), most variance first
             # Latents of unit size in every group, so that the network sees the still face as well as the hands.
-            scale = variance.mean().mul(len(variance) / used).sqrt().clamp(min=1e-4).to(rows.dtype)
-            encoder.weight[group, : len(basis), :used] = basis / scale
-            encoder.bias[group, 0, :used] = -(mean @ basis) / scale
-            decoder.weight[group, :used, : len(basis)] = basis.T * scale
-            decoder.bias[group, 0, : len(basis)] = mean
+            scale = (variance.sum() / used).sqrt().clamp(min=1e-4).to(rows.dtype)
+            encoder.weight[:used, columns] = basis.T / scale
+            encoder.bias[group, :used] = -(mean @ basis) / scale
+            decoder.weight[columns, :used] = basis * scale
+            decoder.bias[start : start + size] = mean.unflatten(0, (size, -1))
+            start += size
 
     def _clean(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
@@ -594,13 +509,10 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         missing = -input_values.shape[1] % self.config.hop_length
         return F.pad(values, (0, 0, 0, 0, 0, missing)), F.pad(observed, (0, 0, 0, missing))
 
-    def _complete(
-        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`_clean`, with the learned vector in place of each missing keypoint."""
-        values, observed = self._clean(input_values, padding_mask)
+    def _complete(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """The learned vector in place of each missing keypoint; keypoints in the network's order."""
         coordinates = torch.where(observed[..., None], values[..., :-1], self.missing_pose.to(values.dtype))
-        return torch.cat([coordinates, values[..., -1:]], -1), observed
+        return torch.cat([coordinates, values[..., -1:]], -1).index_select(2, self.keypoint_order)
 
     def _step_mask(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
         """Code steps `(B, S)` that are not padding."""
@@ -616,6 +528,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         else:
             step_mask = self.get_pose_codes_mask(padding_mask)
         poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask)
+        poses = poses.index_select(2, self.keypoint_place)
         if padding_mask is not None:
             poses = poses[:, : padding_mask.shape[1]]
         return torch.cat([poses[..., :-1], poses[..., -1:].sigmoid()], -1)
@@ -641,7 +554,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             raise ValueError(f"pose_codes has shape {tuple(pose_codes.shape)}; expected (batch, codebooks, steps).")
         if padding_mask is not None and self.get_encoded_length(padding_mask.shape[1]) != pose_codes.shape[2]:
             raise ValueError(
-                f"padding_mask has {padding_mask.shape[1]} frames, which make "
+                f"padding_mask has {padding_mask.shape[1]} frames, or "
                 f"{self.get_encoded_length(padding_mask.shape[1])} code steps, but pose_codes has {pose_codes.shape[2]}."
             )
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or not pose_codes.numel():

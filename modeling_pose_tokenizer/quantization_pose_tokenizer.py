@@ -1,8 +1,9 @@
 """Residual quantizers, batched over token groups: codebooks learned by k-means and running means (RVQ), or a fixed
 grid (FSQ), behind one interface.
 
-Letters: G token groups, M vectors, d dimensions of a latent, L levels, Q codebooks, K codes per codebook. Codebooks lie
-level-major, so those of one level are neighbours: level 0 of every group, then level 1 of every group that has one, ...
+Letters: G token groups, M vectors, d dimensions of a latent, L levels, Q codebooks, K codes per codebook. Codebooks
+lie level-major, so those of one level are neighbours: level 0 of every group, then level 1 of every group that has
+one, ...
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
-
 
 # Rows of scores computed at a time on a CPU: 128 x 1024 floats stay in a core's second-level cache.
 ROWS_PER_CHUNK = 128
@@ -79,7 +79,7 @@ def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> t
     Returns:
         `torch.Tensor` of shape `(G, K, d)`.
     """
-    groups, count, dim = vectors.shape
+    groups, count, _ = vectors.shape
     rows = torch.arange(groups, device=vectors.device)[:, None]
 
     def sample() -> torch.Tensor:
@@ -138,7 +138,9 @@ class ResidualQuantizer(nn.Module):
         # Which groups have a codebook at each level, and where the level's codebooks lie among the Q.
         self.level_groups = [[g for g in range(self.num_groups) if levels[g] > level] for level in range(max(levels))]
         ends = [sum(map(len, self.level_groups[: level + 1])) for level in range(self.num_levels)]
-        self.level_codebooks = [slice(end - len(groups), end) for end, groups in zip(ends, self.level_groups, strict=True)]
+        self.level_codebooks = [
+            slice(end - len(groups), end) for end, groups in zip(ends, self.level_groups, strict=True)
+        ]
         self.num_codebooks = ends[-1]
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
@@ -246,7 +248,7 @@ class ResidualQuantizer(nn.Module):
     def _kept_levels(
         self, batch: int, steps: int, num_levels: int, num_quantizers: int | None, device: torch.device
     ) -> torch.Tensor:
-        """Levels each of the M steps keeps: in training a random prefix for some sequences, so that prefixes decode."""
+        """Levels each of the M steps keeps: in training a random prefix for some sequences: prefixes must decode."""
         kept = torch.full((batch,), num_levels, device=device)
         if self.training and num_quantizers is None and self.dropout > 0:
             shortened = torch.randint(1, num_levels + 1, (batch,), device=device)
@@ -367,7 +369,7 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         self.codebook[books] = torch.where(fed[..., None] > 0, total / smoothed[..., None], self.codebook[books])
 
     def _random_rows(self, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """K random ones of the vectors that count, for each codebook of a level: `(g, K, d)`. No wait for the device."""
+        """K random ones of the vectors that count, for each codebook of a level: `(g, K, d)`."""
         order = weight.to(torch.int8).argsort(descending=True, stable=True)
         draws = torch.rand(residual.shape[0], self.num_codes, device=residual.device)
         chosen = order[(draws * weight.sum()).long()]  # (g, K)
@@ -454,7 +456,10 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
 
     @torch.no_grad()
     def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-        counts = [code_statistics(r[..., :1], c, self.num_codes, w)[0] for r, c, w in zip(residuals, codes, weights, strict=True)]
+        counts = [
+            code_statistics(r[..., :1], c, self.num_codes, w)[0]
+            for r, c, w in zip(residuals, codes, weights, strict=True)
+        ]
         counted = torch.cat(counts)
         if is_distributed():
             dist.all_reduce(counted)

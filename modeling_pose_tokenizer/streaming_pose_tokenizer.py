@@ -26,7 +26,8 @@ class PoseTokenizerStream:
     >>> from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel, PoseTokenizerStream
 
     >>> stream = PoseTokenizerStream(PoseTokenizerModel(PoseTokenizerConfig(use_causal_conv=True)).eval())
-    >>> stream.push(torch.rand(1, 3, 133, 3)) is None, stream.push(torch.rand(1, 3, 133, 3)).shape, stream.flush().shape
+    >>> frames = torch.rand(1, 6, 133, 3)
+    >>> stream.push(frames[:, :3]) is None, stream.push(frames[:, 3:]).shape, stream.flush().shape
     (True, torch.Size([1, 16, 1]), torch.Size([1, 16, 1]))
     ```"""
 
@@ -56,7 +57,7 @@ class PoseTokenizerStream:
             frames (`torch.Tensor` of shape `(B, T, N, D)`): Normalised poses, any T; B as in the pushes before.
 
         Returns:
-            `torch.LongTensor` of shape `(B, Q, S)` with the codes of the steps now complete, or `None` if there is none.
+            `torch.LongTensor` of shape `(B, Q, S)` with the codes of the steps now complete, or `None`.
         """
         if self._frames is not None:
             frames = torch.cat([self._frames, frames], 1)
@@ -66,7 +67,7 @@ class PoseTokenizerStream:
 
     @torch.inference_mode()
     def flush(self) -> torch.Tensor | None:
-        """End the stream: the codes `(B, Q, 1)` of the last, unfinished step, or `None`. The next push starts afresh."""
+        """End the stream: the codes `(B, Q, 1)` of the unfinished step, or `None`. The next push starts afresh."""
         codes = None
         if self._frames is not None and self._frames.shape[1]:
             missing = self.model.config.hop_length - self._frames.shape[1]

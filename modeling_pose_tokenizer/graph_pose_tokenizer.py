@@ -1,0 +1,152 @@
+"""Graph layers: convolution over a skeleton's edges, pooling between its keypoints, part nodes and token groups.
+
+Letters: B batch, S code steps, N keypoints, P part nodes, V nodes of whichever graph, G token groups, C channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .skeleton_pose_tokenizer import spatial_adjacency
+
+
+@dataclass(frozen=True)
+class CodecGraph:
+    """The skeleton as the network sees it: keypoints reordered part by part, so that members are neighbours.
+
+    Attributes:
+        order: For each of the N places, the keypoint of the layout that stands there.
+        edges: Bones, between places.
+        part_edges: Edges between the P part nodes.
+        part_sizes: Keypoints of each part node.
+        group_nodes, group_keypoints: Part nodes and keypoints of each of the G token groups.
+    """
+
+    order: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    part_edges: tuple[tuple[int, int], ...]
+    part_sizes: tuple[int, ...]
+    group_nodes: tuple[int, ...]
+    group_keypoints: tuple[int, ...]
+
+    @classmethod
+    def from_config(cls, config: PoseTokenizerConfig) -> "CodecGraph":
+        layout = config.layout
+        order = [keypoint for keypoints in layout.part_keypoints for keypoint in keypoints]
+        place = {keypoint: index for index, keypoint in enumerate(order)}
+        whole = config.token_groups == "whole"
+        return cls(
+            order=tuple(order),
+            edges=tuple((place[parent], place[child]) for parent, child in layout.edges),
+            part_edges=layout.part_edges,
+            part_sizes=tuple(map(len, layout.part_keypoints)),
+            group_nodes=(layout.num_parts,) if whole else tuple(len(nodes) for nodes in layout.parts.values()),
+            group_keypoints=(layout.num_keypoints,) if whole else tuple(map(len, layout.group_keypoints.values())),
+        )
+
+
+class PoseTokenizerPooling(nn.Module):
+    """Fine nodes to coarse ones: each coarse node reads its members through weights of its own, never an average.
+
+    Members are neighbours: the `sizes[0]` first fine nodes belong to coarse node 0, and so on. `gain` scales the
+    initial weights.
+    """
+
+    def __init__(self, sizes: Sequence[int], in_features: int, out_features: int, gain: float = 1.0):
+        super().__init__()
+        self.sizes, self.in_features, self.gain = list(sizes), in_features, gain
+        self.weight = nn.Parameter(torch.zeros(out_features, sum(sizes) * in_features))
+        self.bias = nn.Parameter(torch.zeros(len(sizes), out_features))
+
+    def reset_parameters(self) -> None:
+        fan_in = torch.tensor([size * self.in_features for size in self.sizes for _ in range(size * self.in_features)])
+        deviation = self.gain * fan_in.to(self.weight).rsqrt()
+        init.copy_(self.weight, torch.randn_like(self.weight) * deviation)
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, sum(sizes), in_features)` to `(B, S, len(sizes), out_features)`."""
+        widths = [size * self.in_features for size in self.sizes]
+        members = hidden_states.flatten(2).split(widths, -1)
+        weights = self.weight.split(widths, 1)
+        pooled = [F.linear(*both) for both in zip(members, weights, strict=True)]
+        return torch.stack(pooled, 2) + self.bias
+
+
+class PoseTokenizerUnpooling(nn.Module):
+    """Coarse nodes to fine ones, the mirror of `PoseTokenizerPooling`: each member has weights of its own."""
+
+    def __init__(self, sizes: Sequence[int], in_features: int, out_features: int):
+        super().__init__()
+        self.sizes, self.out_features = list(sizes), out_features
+        self.weight = nn.Parameter(torch.zeros(sum(sizes) * out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(sum(sizes), out_features))
+
+    def reset_parameters(self) -> None:
+        init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, len(sizes), in_features)` to `(B, S, sum(sizes), out_features)`."""
+        weights = self.weight.split([size * self.out_features for size in self.sizes])
+        written = [F.linear(*both) for both in zip(hidden_states.unbind(2), weights, strict=True)]
+        return torch.cat(written, -1).unflatten(-1, (-1, self.out_features)) + self.bias
+
+
+class PoseTokenizerHead(nn.Module):
+    """A linear map of its own for every keypoint. `gain` scales the initial weights."""
+
+    def __init__(self, num_keypoints: int, in_features: int, out_features: int, gain: float = 1.0):
+        super().__init__()
+        self.gain = gain
+        self.weight = nn.Parameter(torch.zeros(num_keypoints, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(num_keypoints, 1, out_features))
+
+    def reset_parameters(self) -> None:
+        init.normal_(self.weight, std=self.gain * self.weight.shape[1] ** -0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, N, in_features)` to `(B, S, N, out_features)`."""
+        rows = hidden_states.flatten(0, 1).transpose(0, 1)  # (N, M, in)
+        written = torch.baddbmm(self.bias, rows, self.weight)
+        return written.transpose(0, 1).unflatten(0, hidden_states.shape[:2])
+
+
+class PoseTokenizerGraphConv(nn.Module):
+    """Spatial graph convolution with learnable edge importance (ST-GCN, arXiv 1801.07455, equation 10).
+
+    Buffers (derived, not saved):
+        adjacency (3, V, V): self, inward and outward neighbours, each row-normalised.
+    """
+
+    def __init__(self, num_nodes: int, edges: Sequence[Sequence[int]], in_features: int, out_features: int):
+        super().__init__()
+        self.num_nodes, self.edges = num_nodes, edges
+        # Neighbours are gathered on the side with fewer channels: the result is the same, the work is not.
+        self.gather_first = in_features < out_features
+        sizes = (3 * in_features, out_features) if self.gather_first else (in_features, 3 * out_features)
+        self.projection = nn.Linear(*sizes)
+        self.importance = nn.Parameter(torch.ones(3, num_nodes, num_nodes))
+        self.register_buffer("adjacency", self.constants()["adjacency"], persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {"adjacency": spatial_adjacency(self.num_nodes, self.edges)}
+
+    def reset_parameters(self) -> None:
+        init.ones_(self.importance)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S, V, C_in)` to `(B, S, V, C_out)`: x'_v = sum_k sum_w A_kvw W_k x_w."""
+        adjacency = self.adjacency.to(self.importance.dtype) * self.importance
+        if self.gather_first:
+            gathered = torch.einsum("kvw,bswc->bsvkc", adjacency, hidden_states)
+            return self.projection(gathered.flatten(3))
+        projected = self.projection(hidden_states).unflatten(-1, (3, -1)).flatten(2, 3)  # (B, S, V 3, C)
+        # One matrix (V, V 3) does all three partitions without moving the features.
+        return torch.matmul(adjacency.permute(1, 2, 0).flatten(1), projected)
