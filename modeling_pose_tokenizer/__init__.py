@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from .codes_pose_tokenizer import PoseCodeFormatter
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from .loss_pose_tokenizer import PoseTokenizerLoss

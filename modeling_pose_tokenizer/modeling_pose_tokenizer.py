@@ -552,11 +552,13 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
     def _check_codes(self, pose_codes: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
         if pose_codes.ndim != 3:
             raise ValueError(f"pose_codes has shape {tuple(pose_codes.shape)}; expected (batch, codebooks, steps).")
-        if padding_mask is not None and self.get_encoded_length(padding_mask.shape[1]) != pose_codes.shape[2]:
-            raise ValueError(
-                f"padding_mask has {padding_mask.shape[1]} frames, or "
-                f"{self.get_encoded_length(padding_mask.shape[1])} code steps, but pose_codes has {pose_codes.shape[2]}."
-            )
+        if padding_mask is not None:
+            steps = self.get_encoded_length(padding_mask.shape[1])
+            if steps != pose_codes.shape[2]:
+                raise ValueError(
+                    f"padding_mask has {padding_mask.shape[1]} frames, which make {steps} code steps, but pose_codes "
+                    f"has {pose_codes.shape[2]}; expected the mask that was given to encode."
+                )
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or not pose_codes.numel():
             return
         low, high = pose_codes.aminmax()
