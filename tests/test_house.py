@@ -20,7 +20,8 @@ PACKAGE = ROOT / "modeling_pose_tokenizer"
 WORKSHOP = ("training", "scripts", "benchmarks", "metrics", "tests")  # folders around the package, never imported
 TRAVELLING = sorted(PACKAGE.glob("*_pose_tokenizer.py"))
 SHIPPED = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = sorted(path for folder in ("scripts", "training", "benchmarks") for path in (ROOT / folder).glob("*.py"))
+WORKS = sorted(path for folder in ("scripts", "training", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+COMMANDS = [path for path in WORKS if path.parent.name == "scripts" or '"__main__"' in path.read_text("utf-8")]
 PYTHON = SHIPPED + sorted(path for folder in WORKSHOP for path in (ROOT / folder).rglob("*.py"))
 TEXT = [*PYTHON, *(path for path in ROOT.iterdir() if path.is_file()), *(ROOT / "configuration").iterdir()]
 TEXT += [*(ROOT / "training").rglob("*.yaml"), *(ROOT / ".ci").iterdir()]
@@ -81,7 +82,7 @@ def test_nothing_imports_the_workshop(path: Path) -> None:
         assert not any(level > 1 for level, _ in imports_of(path))
 
 
-@pytest.mark.parametrize("path", SHIPPED + COMMANDS, ids=name_of)
+@pytest.mark.parametrize("path", SHIPPED + WORKS, ids=name_of)
 def test_matplotlib_has_one_place(path: Path) -> None:
     uses = any(module.split(".")[0] == "matplotlib" for _, module in imports_of(path))
     assert not uses or path.name == "visualization.py"
@@ -94,7 +95,7 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("path", SHIPPED + COMMANDS, ids=name_of)
+@pytest.mark.parametrize("path", SHIPPED + WORKS, ids=name_of)
 def test_nothing_unpickles(path: Path) -> None:
     assert not {"pickle", "cloudpickle", "dill", "joblib"} & {module.split(".")[0] for _, module in imports_of(path)}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -133,6 +134,7 @@ def test_every_command_has_help(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    monkeypatch.syspath_prepend(path.parent)  # as python does
     with pytest.raises(SystemExit) as exit_info:
         runpy.run_path(str(path), run_name="__main__")
     assert not exit_info.value.code
