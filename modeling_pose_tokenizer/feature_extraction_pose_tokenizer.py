@@ -240,7 +240,7 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         """Frames at `sampling_rate` of a sequence of `num_frames` at `fps`; at least 1."""
         if fps is None or _same_rate(fps, float(self.sampling_rate)):
             return num_frames
-        return round((num_frames - 1) * self.sampling_rate / fps) + 1
+        return round((num_frames - 1) * self.sampling_rate / float(np.float32(fps))) + 1
 
     def pad(  # type: ignore[override]  # the parent pads (T, C) features and knows no postprocess keys
         self,
@@ -449,7 +449,8 @@ def _as_rates(fps: Any, count: int, default: float) -> list[float]:
     rates = list(fps) if isinstance(fps, (list, tuple)) or getattr(fps, "ndim", 0) == 1 else [fps] * count
     if len(rates) != count:
         raise ValueError(f"fps has {len(rates)} values; expected one, or {count}, as there are sequences.")
-    rates = [default if rate is None else float(rate) for rate in rates]
+    # The rate is handed on as float32: rounded now, so that `postprocess` finds the same length.
+    rates = [default if rate is None else float(np.float32(rate)) for rate in rates]
     for rate in rates:
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"fps is {rate}; expected a positive number of frames per second.")
