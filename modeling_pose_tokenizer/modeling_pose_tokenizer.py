@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -29,8 +30,12 @@ from .graph_pose_tokenizer import (
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
 
+if TYPE_CHECKING:  # transformers finds imports by text: so these travel with every copy of the code
+    from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
+    from .streaming_pose_tokenizer import PoseTokenizerStream  # noqa: F401
+
 # The network starts as a small correction of the linear path.
-INITIAL_NETWORK_GAIN = 0.1
+INITIAL_NETWORK_GAIN = 0.01
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
 MAX_INITIAL_STEPS = 16384
 
@@ -216,9 +221,7 @@ class PoseTokenizerRefinement(nn.Module):
         self.causal = config.use_causal_conv
         self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
         self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
-
-    def reset_parameters(self) -> None:
-        init.zeros_(self.conv_out.weight)  # it starts by changing nothing
+        self.conv_out.gain = 0.0  # it starts by changing nothing
 
     def forward(self, poses: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         """`(B, T, N, D)` to the same shape; frames that are False in `frame_mask` `(B, T)` reach no other frame."""
@@ -238,11 +241,12 @@ class PoseTokenizerPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
     _no_split_modules = ["PoseTokenizerBlock"]
+    _keep_in_fp32_modules_strict = ["quantizer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            init.normal_(module.weight, std=getattr(module, "gain", 1.0) * module.weight[0].numel() ** -0.5)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)

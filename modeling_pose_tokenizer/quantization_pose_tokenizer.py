@@ -307,17 +307,20 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         super().__init__(config)
         self.decay = config.ema_decay
         self.threshold = config.threshold_usage_ratio
-        shape = (self.num_codebooks, self.num_codes)
-        self.register_buffer("codebook", torch.zeros(*shape, self.dim))
-        self.register_buffer("cluster_size", torch.ones(shape))
-        self.register_buffer("embed_sum", torch.zeros(*shape, self.dim))
+        shape = (self.num_codebooks, self.num_codes, self.dim)
+        # Random codes, so that a model without training still tells its inputs apart; k-means replaces them.
+        self.register_buffer("codebook", torch.empty(shape))
+        self.register_buffer("cluster_size", torch.ones(shape[:2]))
+        self.register_buffer("embed_sum", torch.empty(shape))
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Random codes, so that a model without training still tells its inputs apart."""
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.randn(self.codebook.shape, generator=generator, device="cpu") * self.dim**-0.5
         init.zeros_(self.initialized)
-        init.normal_(self.codebook, std=self.dim**-0.5)
+        init.copy_(self.codebook, codes)
         init.ones_(self.cluster_size)
-        init.copy_(self.embed_sum, self.codebook)
+        init.copy_(self.embed_sum, codes)
 
     def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         return nearest_code(residual, self.codebook[books].float())
