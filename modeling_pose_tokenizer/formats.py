@@ -4,10 +4,12 @@ Every file is checked before its data is loaded, since files come from anywhere;
 `PoseFileError`, one sentence with its path. Letters: T frames, N keypoints, D values per keypoint (confidence last).
 """
 
+import json
 import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,22 @@ class PoseFileError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def check_rejected(folder: FilePath, rejected: Sequence[dict[str, str]], num_files: int, limit: float) -> None:
+    """Raises `PoseDataError` when more than the share `limit` of the files of a folder had to be left out."""
+    if len(rejected) > limit * num_files:
+        raise PoseDataError(
+            f"{len(rejected)} of {num_files} files in {os.fspath(folder)} cannot be used, more than {limit:.0%}; "
+            f"the first is {rejected[0]['path']}: {rejected[0]['reason']}."
+        )
+
+
+def write_rejected(folder: FilePath, rejected: Sequence[dict[str, str]]) -> None:
+    """Writes `rejected.jsonl` into a folder: one line (path, reason) for each file that was left out."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
+    with _replacing(Path(folder) / "rejected.jsonl") as temporary:
+        temporary.write_text(lines, encoding="utf-8")
 
 
 @dataclass
@@ -303,11 +321,16 @@ def write_shard(path: FilePath, sequences: Sequence[PoseSequence]) -> None:
 
 
 def _save(path: FilePath, arrays: dict[str, Any]) -> None:
-    path = Path(path)
+    with _replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` once what is written there is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
