@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -24,13 +24,13 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found: install it or say make PYTHON=PATH."; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(TORCH)
-	$(PIP) install --editable ".[dev]"
+	$(PIP) install --no-compile $(TORCH)
+	$(PIP) install --no-compile --editable ".[dev]"
 	@touch $@
 
 # Apart from the rest: the recordings are 96 MB that the tests do not need.
 $(VENV)/.installed-demo: $(VENV)/.installed
-	$(PIP) install --editable ".[demo]"
+	$(PIP) install --no-compile --editable ".[demo]"
 	@touch $@
 
 # --- the main job ----------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ demo: $(VENV)/.installed-demo
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --quiet
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --quiet
