@@ -78,8 +78,9 @@ class DataOptions:
     train_split: str = option("train", "folder of the training sequences")
     val_split: str = option("val", "folder of the validation sequences")
     sequence_length: int = option(64, "frames of a training window", least=1)
-    val_sequences: int | None = option(None, "validate on the first so many sequences only", least=1)
-    cache_dir: str | None = option(None, "where prepared sequences are kept; null: beside the data")
+    val_windows: int | None = option(None, "validate on so many windows only, spread evenly", least=1)
+    cache_dir: str | None = option(None, "where prepared sequences are kept; null: the cache of `datasets`")
+    num_proc: int | None = option(None, "processes that prepare the sequences", least=1)
     strict: bool = option(False, "stop at the first file that cannot be used")
     max_rejected: float = option(0.01, "stop beyond this share of files that cannot be used", least=0, most=1)
     num_workers: int = option(0, "data loading processes of a rank", least=0)
@@ -93,8 +94,9 @@ class AugmentationOptions:
     flip: float = option(0.5, "probability of mirroring left and right", least=0, most=1)
     rotation: float = option(5.0, "largest turn in the image plane, degrees", least=0)
     scale: float = option(0.1, "largest relative change of size", least=0)
+    translation: float = option(0.05, "largest shift, shoulder widths", least=0)
     noise: float = option(0.0, "standard deviation of added noise, shoulder widths", least=0)
-    missing: float = option(0.02, "probability that a keypoint goes missing", least=0, most=1)
+    missing: float = option(0.02, "probability, for each hand, to go missing for a while", least=0, most=1)
     speed: float = option(0.1, "largest relative change of speed", least=0)
 
 
@@ -102,7 +104,8 @@ class AugmentationOptions:
 class TrainingOptions:
     """How long, how fast and how often."""
 
-    output_dir: str | None = option(None, "receives best/, last/, checkpoints/, log.jsonl, config.yaml")
+    output_dir: str | None = option(None, "folder that receives best/, last/, checkpoints/ and the log")
+    num_threads: int | None = option(None, "CPU threads of a rank; 0: share the cores; null: as launched", least=0)
     num_epochs: int = option(100, "passes over the training sequences, unless max_steps is given", least=1)
     max_steps: int | None = option(None, "optimizer steps of the whole run", least=1)
     batch_size: int = option(32, "windows per rank and forward pass", least=1)
@@ -165,9 +168,13 @@ class RunConfig:
             reason = error.__cause__ or error
             raise RunConfigError(f"model: {' '.join(str(reason).split())}") from error
 
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """{section: {key: plain value}}."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def to_yaml(self) -> str:
         """The whole run as a preset: `--config` of this text repeats it."""
-        return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(self))), sort_keys=False)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def load_run_config(args: Sequence[str]) -> RunConfig:

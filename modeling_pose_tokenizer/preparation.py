@@ -1,0 +1,160 @@
+"""What a training run is made of: each function makes one thing from the run's configuration.
+
+What cannot be made is refused in one sentence, before anything is written.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from .augmentation import PoseAugmentation
+from .dataset import PoseDataset, collate
+from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from .presets import RunConfig, RunConfigError, load_run_config
+from .tracking import LogFile, check_tracker
+
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.99)}),
+    "adam": (torch.optim.Adam, {"betas": (0.9, 0.99)}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+}
+
+
+def check_output(run: RunConfig) -> Path:
+    """The output folder: one that can be written, and holds no other run. Nothing is written yet."""
+    options = run.training
+    if options.output_dir is None:
+        raise RunConfigError("training.output_dir is not given; say where to write, --training.output_dir DIR.")
+    folder = Path(options.output_dir)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise RunConfigError(f"training.output_dir is {folder}, but {existing} is no folder that can be written.")
+    if not options.resume and any(folder.glob("checkpoints/step-*")):
+        raise RunConfigError(f"{folder} holds a run and training.resume is false; name another training.output_dir.")
+    if (folder / "config.yaml").exists():
+        earlier = load_run_config(["--config", str(folder / "config.yaml")]).model_config().to_dict()
+        for key, value in run.model_config().to_dict().items():
+            if value != earlier[key]:
+                raise RunConfigError(
+                    f"{folder} holds a run whose model.{key} is {earlier[key]}, and now it is {value}; "
+                    "name another training.output_dir."
+                )
+    return folder
+
+
+def prepare_output(run: RunConfig, accelerator: Accelerator, folder: Path, train_set: PoseDataset) -> None:
+    """Makes the output folder: the first thing that is written."""
+    try:
+        if accelerator.is_main_process:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(run.to_yaml(), "utf-8")
+            train_set.write_rejected(folder)
+    except OSError as error:
+        raise RunConfigError(f"training.output_dir is {folder}, which cannot be written ({error}).") from error
+    accelerator.wait_for_everyone()
+
+
+def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
+    """Device, ranks, precision, accumulation, trackers; what the configuration leaves open is the launcher's."""
+    check_tracker(run)
+    options = run.training
+    if options.num_threads is not None:
+        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(options.num_threads or max(1, share))
+    precision: str | None = options.mixed_precision
+    if precision is None and options.use_amp:
+        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    tracker = [] if run.tracking.tracker == "none" else [run.tracking.tracker]
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            dynamo_backend="inductor" if options.compile else None,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                options.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            dataloader_config=DataLoaderConfiguration(
+                use_seedable_sampler=True, data_seed=options.seed, non_blocking=run.data.pin_memory
+            ),
+            step_scheduler_with_optimizer=False,  # a step is a step, whatever the number of ranks
+            log_with=[LogFile(folder), *tracker],
+            project_dir=str(folder),
+            kwargs_handlers=[
+                # The quantizer sums its statistics over ranks itself.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                # Preparing a large corpus takes its time.
+                InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+            ],
+        )
+    except ValueError as error:  # such as fp16 without a GPU
+        raise RunConfigError(f"training: {error}") from error
+
+
+def load_data(run: RunConfig) -> tuple[PoseFeatureExtractor, PoseDataset, PoseDataset]:
+    """The feature extractor with the statistics of the training data, the training and the validation set."""
+    if run.data.path is None:
+        raise RunConfigError("data.path is not given; say where train/ and val/ are, --data.path DIR.")
+    config = run.model_config()
+    feature_extractor = PoseFeatureExtractor.from_config(config)
+    shared: dict[str, Any] = {
+        "feature_extractor": feature_extractor,
+        "sequence_length": run.data.sequence_length,
+        "cache_dir": run.data.cache_dir,
+        "strict": run.data.strict,
+        "max_rejected": run.data.max_rejected,
+        "num_proc": run.data.num_proc,
+        "seed": run.training.seed,
+    }
+    augmentation = PoseAugmentation(config.layout, **vars(run.augmentation))
+    train_set = PoseDataset(
+        run.data.path, run.data.train_split, fit=True, random_windows=True, augmentation=augmentation, **shared
+    )
+    val_set = PoseDataset(run.data.path, run.data.val_split, random_windows=False, **shared)
+    return feature_extractor, train_set, val_set
+
+
+def make_loader(run: RunConfig, train_set: PoseDataset, num_ranks: int) -> DataLoader:
+    """Shuffled windows; their order depends on the seed and the epoch alone."""
+    batch_size = run.training.batch_size
+    return DataLoader(
+        train_set,
+        batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        # Its own generator: starting an epoch must not draw from the one that a checkpoint restores.
+        generator=torch.Generator().manual_seed(run.training.seed),
+        drop_last=len(train_set) >= batch_size * num_ranks,
+        num_workers=run.data.num_workers,
+        persistent_workers=run.data.num_workers > 0,
+        pin_memory=run.data.pin_memory and torch.cuda.is_available(),
+    )
+
+
+def make_optimizer(run: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Decays matrices only: not biases, norms, edge importances or the pose that stands for a missing one."""
+    decayed: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    for name, parameter in model.named_parameters():
+        (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
+    kind, arguments = OPTIMIZERS[run.training.optimizer_type]
+    groups = [{"params": decayed, "weight_decay": run.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return kind(groups, lr=run.training.learning_rate, **arguments)
+
+
+def make_scheduler(
+    run: RunConfig, optimizer: torch.optim.Optimizer, max_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over `max_steps` steps of the optimizer, whatever the number of ranks."""
+    options = run.training
+    warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * max_steps
+    name = "cosine" if options.scheduler_type == "warmup_cosine" else options.scheduler_type
+    try:
+        return get_scheduler(name, optimizer, round(warmup), max_steps, options.scheduler_options)
+    except (TypeError, ValueError) as error:
+        raise RunConfigError(f"training.scheduler_options do not suit {name}: {error}.") from error

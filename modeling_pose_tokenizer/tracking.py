@@ -1,0 +1,211 @@
+"""What a person sees of a training run: the log file, the experiment tracker, the progress bar, the pictures."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers, on_main_process
+from tqdm.auto import tqdm
+
+from .dataset import PoseDataset
+from .presets import RunConfig, RunConfigError
+from .skeleton_pose_tokenizer import Skeleton
+
+# Steps after which the length of a run can be foretold: the first ones allocate and compile.
+_STEPS_BEFORE_ESTIMATE = 20
+
+
+class LogFile(GeneralTracker):
+    """One JSON object per line in `log.jsonl`, and pictures as PNG: what every run leaves, with or without a tracker.
+
+    Args:
+        folder: The run's output folder; nothing is written there before the first value.
+    """
+
+    name = "log_file"
+    requires_logging_directory = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "log.jsonl"
+        self.pictures = folder / "pictures"
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    @on_main_process
+    def rewind(self, step: int) -> None:
+        """Forgets what a killed run logged after the checkpoint that it goes on from."""
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("}")]  # the last one may have been cut
+        self.path.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step), "utf-8")
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    @on_main_process
+    def log_images(self, values: dict[str, np.ndarray], step: int | None = None, **_: Any) -> None:
+        from PIL import Image
+
+        self.pictures.mkdir(exist_ok=True)
+        for name, images in values.items():
+            Image.fromarray(images[0]).save(self.pictures / f"{name.replace('/', '-')}-{step:08d}.png")
+
+
+def check_tracker(run: RunConfig) -> None:
+    """Refuses a tracker whose package is not installed."""
+    name = run.tracking.tracker
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise RunConfigError(f"tracking.tracker is {name}, which is not installed; `pip install {name}`, or say none.")
+
+
+def start_trackers(accelerator: Accelerator, run: RunConfig, step: int) -> None:
+    """Starts what `Accelerator(log_with=...)` named; `step` is where the run goes on."""
+    options = run.tracking
+    wandb = {"name": options.run_name, "dir": run.training.output_dir}
+    settings = {
+        "wandb": wandb | ({"mode": "offline"} if options.offline else {}),
+        "trackio": {"name": options.run_name},
+    }
+    flat = {f"{name}.{key}": value for name, section in run.to_dict().items() for key, value in section.items()}
+    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in flat.items()}
+    accelerator.init_trackers(options.project, config=plain, init_kwargs=settings)
+    for tracker in accelerator.trackers:
+        if isinstance(tracker, LogFile):
+            tracker.rewind(step)
+
+
+def log_reconstructions(
+    accelerator: Accelerator, poses: Sequence[tuple[str, np.ndarray, np.ndarray]], skeleton: Skeleton, step: int
+) -> None:
+    """Draws reconstructions and sends them to every tracker; does nothing where matplotlib is not installed.
+
+    Args:
+        accelerator: Its trackers take the pictures.
+        poses: (name, reference (T, N, D), reconstruction (T, N, D)).
+        skeleton: The layout.
+        step: Of the run.
+    """
+    drawable = poses and accelerator.is_main_process
+    if not drawable or not all(importlib.util.find_spec(name) for name in ("matplotlib", "PIL")):
+        return
+    from .visualization import figure_to_array, reconstruction_figure
+
+    pictures = {
+        f"reconstruction/{number}": figure_to_array(reconstruction_figure(reference, reconstruction, skeleton, name))
+        for number, (name, reference, reconstruction) in enumerate(poses)
+    }
+    for tracker in accelerator.trackers:
+        if tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(picture) for name, picture in pictures.items()}, step=step)
+        else:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **layout)
+
+
+def codebook_use(usage: torch.Tensor) -> torch.Tensor:
+    """The share of codes that, all used alike, would be as varied as these: perplexity / K, mean over codebooks.
+
+    Args:
+        usage: (Q, K) counts.
+    """
+    share = usage / usage.sum(-1, keepdim=True).clamp(min=1e-9)
+    return (-torch.special.xlogy(share, share).sum(-1)).exp().mean() / usage.shape[-1]
+
+
+def describe(
+    accelerator: Accelerator, run: RunConfig, train_set: PoseDataset, val_set: PoseDataset, first: int, max_steps: int
+) -> None:
+    """Says what will be trained, on what and for how long."""
+    for name, split in (("train", train_set), ("val", val_set)):
+        left_out = f", {len(split.rejected)} files left out" if split.rejected else ""
+        accelerator.print(f"{name}: {len(split.ids):,} sequences, {split.lengths.sum():,} frames{left_out}")
+    config = run.model_config()
+    accelerator.print(f"codec: {config.bits_per_frame:g} bits per frame, {config.token_rate:g} tokens per second")
+    ranks, frames = accelerator.num_processes, run.data.sequence_length
+    windows = run.training.batch_size * run.training.gradient_accumulation_steps * ranks
+    accelerator.print(
+        f"run: steps {first:,} to {max_steps:,} on {ranks} x {accelerator.device.type}, each of {windows:,} windows "
+        f"of {frames} frames: {(max_steps - first) * windows * frames:,} frames"
+    )
+
+
+class Meter:
+    """The progress bar, and a step's numbers as means over ranks.
+
+    Args:
+        accelerator: Its main process shows the bar.
+        step: Steps done before.
+        max_steps: Steps of the whole run.
+    """
+
+    def __init__(self, accelerator: Accelerator, step: int, max_steps: int) -> None:
+        self.accelerator = accelerator
+        hidden = not accelerator.is_main_process
+        self.bar = tqdm(total=max_steps, initial=step, desc="train", unit="step", disable=hidden, dynamic_ncols=True)
+        self.first, self.max_steps = step, max_steps
+        self.frames: torch.Tensor | int = 0
+        self.start = self.since = time.perf_counter()
+        self.estimated = False
+
+    def count(self, frames: torch.Tensor) -> None:
+        """Counts frames of this rank towards the speed."""
+        self.frames = self.frames + frames
+
+    def log(self, values: Mapping[str, torch.Tensor], step: int) -> None:
+        """Sends the means of the values over ranks, and the frames/s of all ranks, to the trackers and the bar."""
+        numbers = [self.frames, *values.values()]
+        packed = torch.stack([torch.as_tensor(number, device=self.accelerator.device).float() for number in numbers])
+        frames, *means = self.accelerator.reduce(packed.detach(), "mean").tolist()
+        now = time.perf_counter()
+        result = dict(zip(values, means, strict=True))
+        result["train/frames_per_second"] = frames * self.accelerator.num_processes / (now - self.since)
+        self.frames, self.since = 0, now
+        self.accelerator.log(result, step=step)
+        self.bar.set_postfix_str(
+            f"loss {result['train/loss']:.4f}, {result['train/frames_per_second']:,.0f} frames/s, "
+            f"codebook use {result['train/codebook_use']:.0%}",
+            refresh=False,
+        )
+        self.bar.update(step - self.bar.n)
+        if step - self.first >= _STEPS_BEFORE_ESTIMATE and not self.estimated:
+            self.estimated = True
+            minutes = (now - self.start) / (step - self.first) * (self.max_steps - self.first) / 60
+            self.say(f"This will take about {minutes:.0f} minutes." if minutes >= 2 else "This will take a minute.")
+
+    def log_validation(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Sends what `ReconstructionMetrics.compute` returned to the trackers, and its essence to the terminal."""
+        parts = {name: figures["mpjpe"] for name, figures in metrics["parts"].items()}
+        values = {f"val/{name}": value for name, value in metrics["overall"].items()}
+        values |= {f"val/{name}/mpjpe": value for name, value in parts.items()}
+        used = [share for share in metrics["tokens"]["codebook_utilization"] if share is not None]
+        values["val/codebook_utilization"] = sum(used) / max(len(used), 1)
+        values["val/quantization_error"] = metrics["tokens"]["quantization_error"]
+        self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
+        shown = {"all": metrics["overall"]["mpjpe"]} | parts
+        essence = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
+        self.say(f"step {step}: error in shoulder widths: {essence}")
+        self.since = time.perf_counter()  # validation is not training's time
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        """Ends the bar and says how the run ended."""
+        step = self.bar.n if self.accelerator.is_main_process else 0
+        self.bar.close()
+        if step < self.max_steps:
+            self.say(f"Stopped after step {step:,} of {self.max_steps:,}; the same command goes on from there.")

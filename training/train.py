@@ -1,0 +1,209 @@
+"""Train a pose tokenizer.
+
+    accelerate launch training/train.py --config configuration/small.yaml --data.path DIR --training.output_dir DIR
+    torchrun --nproc_per_node=2 training/train.py --config configuration/default.yaml ...
+    python training/train.py ...                     # one process
+
+DIR of the data holds train/ and val/ with npz files (`poses` (T, N, D), optional `mask` (T,) and `fps`) or packed
+shards of them. A configuration says only what differs from configuration/default.yaml; every key can be given on the
+command line (`--model.hidden_size 64`), and --help lists them. Launch configurations for `accelerate launch
+--config_file` are in training/accelerate/: cpu, single_gpu, multi_gpu, fsdp.
+
+The output folder receives
+
+    best/ last/     models that `from_pretrained` loads as they are: weights, feature extractor, code
+    checkpoints/    what the same command goes on from after the run was stopped or killed
+    log.jsonl       the numbers that the tracker gets too, and pictures/ of reconstructions
+    config.yaml     the whole configuration; `--config` of it repeats the run
+    rejected.jsonl  files that could not be used, and why
+
+SIGTERM and Ctrl-C finish the step, save and end the run; the same command goes on. A mistake in the configuration or
+the data ends it before anything is written, with one sentence and exit code 1.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Subset
+from transformers.utils import logging as transformers_logging
+
+from modeling_pose_tokenizer.checkpoints import Progress, StopSignal, WeightAverage, newest_state, save_state
+from modeling_pose_tokenizer.dataset import PoseDataset, collate
+from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from modeling_pose_tokenizer.formats import PoseDataError
+from modeling_pose_tokenizer.hub import save_checkpoint
+from modeling_pose_tokenizer.metrics import ReconstructionMetrics
+from modeling_pose_tokenizer.modeling_pose_tokenizer import PoseTokenizerModel
+from modeling_pose_tokenizer.preparation import (
+    check_output,
+    load_data,
+    make_accelerator,
+    make_loader,
+    make_optimizer,
+    make_scheduler,
+    prepare_output,
+)
+from modeling_pose_tokenizer.presets import RunConfig, RunConfigError, load_run_config
+from modeling_pose_tokenizer.tracking import Meter, codebook_use, describe, log_reconstructions, start_trackers
+
+
+def train(run: RunConfig) -> None:
+    """One run, from reading the data to the last checkpoint."""
+    options, output_dir = run.training, check_output(run)
+    accelerator = make_accelerator(run, output_dir)
+
+    # Prepare
+    set_seed(options.seed)  # the same on every rank: they build the same model
+    feature_extractor, train_set, val_set = load_data(run)
+    model = PoseTokenizerModel(run.model_config()).to(accelerator.device)
+    quantizer = model.quantizer
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = make_optimizer(run, model)
+    loader = make_loader(run, train_set, accelerator.num_processes)
+    prepare_output(run, accelerator, output_dir, train_set)
+
+    # Initialise
+    checkpoint = newest_state(accelerator, output_dir / "checkpoints")
+    if checkpoint is None:
+        model.initialize_from_data(islice(loader, options.init_batches))
+    loader = accelerator.prepare(loader)
+    max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
+    scheduler = make_scheduler(run, optimizer, max_steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
+    accelerator.register_for_checkpointing(average, progress)
+    set_seed(options.seed, device_specific=True)  # another on every rank: they drop and revive other codes
+
+    # Resume
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint))
+    start_trackers(accelerator, run, progress.step)
+    describe(accelerator, run, train_set, val_set, progress.step, max_steps)
+    meter = Meter(accelerator, progress.step, max_steps)
+
+    # Loop
+    batches = endless_batches(accelerator, loader, train_set, progress)
+    last = progress.step >= max_steps
+    with StopSignal(accelerator, options.log_every) as stop:
+        while not last:
+            values = train_step(run, accelerator, model, optimizer, scheduler, batches, meter)
+            average.update()
+            progress.step += 1
+            last = stop.asked(progress.step) or progress.step == max_steps
+            if progress.step % options.log_every == 0 or last:
+                meter.log(values | {"train/codebook_use": codebook_use(quantizer.codebook_usage())}, progress.step)
+            if progress.step % options.eval_every == 0 or progress.step == max_steps:
+                with average.in_place():
+                    error = validate(run, accelerator, model, val_set, meter, progress.step)
+                    if error < progress.best:
+                        progress.best = error
+                        save(accelerator, model, feature_extractor, output_dir / "best")
+            if progress.step % options.save_every == 0 or last:
+                with average.in_place():
+                    save(accelerator, model, feature_extractor, output_dir / "last")
+                save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints)
+    meter.close()
+    accelerator.end_training()
+
+
+def endless_batches(
+    accelerator: Accelerator, loader: DataLoader, train_set: PoseDataset, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Batches of this epoch from where `progress` stands, then of the next, and so on."""
+    while True:
+        train_set.set_epoch(progress.epoch)
+        loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's own kind of loader
+        for batch in accelerator.skip_first_batches(loader, progress.batch) if progress.batch else loader:
+            progress.batch += 1
+            yield batch
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def train_step(
+    run: RunConfig,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    batches: Iterator[dict[str, Any]],
+    meter: Meter,
+) -> dict[str, torch.Tensor]:
+    """One step of the optimizer; returns what the log shows of it."""
+    values = {"train/learning_rate": torch.tensor(scheduler.get_last_lr()[0])}
+    for _ in range(run.training.gradient_accumulation_steps):
+        batch = next(batches)
+        with accelerator.accumulate(model):
+            output = model(batch["input_values"], batch["padding_mask"])
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and run.training.max_grad_norm > 0:
+                values["train/grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), run.training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        meter.count(batch["padding_mask"].sum())
+    if not accelerator.optimizer_step_was_skipped:  # fp16 skips the steps that overflow
+        scheduler.step()
+    return values | {"train/loss": output.loss} | {f"train/{name}": term for name, term in output.losses.items()}
+
+
+@torch.no_grad()
+def validate(
+    run: RunConfig, accelerator: Accelerator, model: torch.nn.Module, val_set: PoseDataset, meter: Meter, step: int
+) -> float:
+    """Logs metrics and pictures of the validation set; returns the mean keypoint error in shoulder widths."""
+    core: PoseTokenizerModel = accelerator.unwrap_model(model).eval()
+    rank, ranks, size = accelerator.process_index, accelerator.num_processes, run.training.batch_size
+    windows = torch.linspace(0, len(val_set) - 1, min(run.data.val_windows or len(val_set), len(val_set))).long()
+    # Every rank runs as many windows, as sharded models need; those over the end are masked and count for nothing.
+    mine = torch.arange(rank, len(windows) + -len(windows) % ranks, ranks)
+    loader = DataLoader(Subset(val_set, windows[mine % len(windows)].tolist()), size, collate_fn=collate)
+    metrics = ReconstructionMetrics(core.config.layout, core.config)
+    drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for batch, numbers in zip(loader, mine.split(size), strict=True):
+        values = batch["input_values"].to(accelerator.device)
+        mask = (batch["padding_mask"] * (numbers < len(windows))[:, None]).to(accelerator.device)
+        output = core(values, mask)
+        metrics.update(output.pose_values, values, mask, batch["scale"])
+        metrics.update_codes(output.pose_codes, core.get_pose_codes_mask(mask), output.quantization_error)
+        for row in range(min(len(values), run.tracking.pictures - len(drawn))):
+            drawn.append((batch["id"][row], values[row].cpu().numpy(), output.pose_values[row].float().cpu().numpy()))
+    core.train()
+    figures = metrics.reduce().compute()
+    meter.log_validation(figures, step)
+    log_reconstructions(accelerator, drawn, core.config.layout, step)
+    error = figures["overall"]["mpjpe"]
+    return math.inf if error is None else error
+
+
+def save(
+    accelerator: Accelerator, model: torch.nn.Module, feature_extractor: PoseFeatureExtractor, folder: Path
+) -> None:
+    """A folder that `from_pretrained` loads as it is."""
+    weights = accelerator.get_state_dict(model)  # gathers what is sharded
+    if accelerator.is_main_process:
+        save_checkpoint(accelerator.unwrap_model(model), feature_extractor, folder, weights)
+    accelerator.wait_for_everyone()
+
+
+def main(args: list[str]) -> int:
+    transformers_logging.disable_progress_bar()  # of every file that is saved
+    try:
+        train(load_run_config(args))
+    except (RunConfigError, PoseDataError) as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
