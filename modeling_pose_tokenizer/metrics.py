@@ -305,7 +305,7 @@ class ReconstructionMetrics:
         return result
 
     def hand_error(self) -> float | None:
-        """mpjpe over the keypoints of all hands, in shoulder widths; over all keypoints where a layout has no hands."""
+        """mpjpe over the keypoints of all hands, in shoulder widths; over all keypoints where there are no hands."""
         hands = [group for group in self.skeleton.groups if "hand" in group]
         return self.summary([k for group in hands for k in self.skeleton.group_keypoints[group]] or None)["mpjpe"]
 
