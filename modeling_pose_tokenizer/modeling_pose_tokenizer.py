@@ -298,12 +298,11 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
 
     @property
     def loss_function(self) -> nn.Module:
-        """The training loss, a module with `forward(LossInputs) -> dict` and `total(dict) -> scalar`. Replaceable."""
-        return self._modules["loss_function"]
+        """The training loss, a module with `forward(LossInputs) -> dict` and `total(dict) -> scalar`.
 
-    @loss_function.setter
-    def loss_function(self, value: object) -> None:  # modules are registered by nn.Module before they come here
-        raise TypeError(f"loss_function is a {type(value).__name__}; expected a module such as PoseTokenizerLoss.")
+        Assign another such module to replace it; nn.Module registers it, so no setter is needed.
+        """
+        return self._modules["loss_function"]
 
     def get_encoded_length(self, input_length: int | torch.Tensor) -> int | torch.Tensor:
         """Code steps S of T frames: ceil(T / hop_length)."""
@@ -531,6 +530,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             step_mask = torch.ones(batch, steps, dtype=torch.bool, device=latents.device)
         else:
             step_mask = self.get_pose_codes_mask(padding_mask)
+        latents = torch.where(step_mask[..., None, None], latents, 0.0)
         poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask)
         poses = poses.index_select(2, self.keypoint_place)
         if padding_mask is not None:

@@ -1,0 +1,71 @@
+"""Small models for the tests: trained for a few steps and perturbed, since zero biases and equal codes hide bugs."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "joint_hidden_size": 8,
+    "num_part_layers": 2,
+    "codebook_size": 64,
+    "codebook_dim": 8,
+}
+# A body of nine keypoints in 3D, with two groups of unlike size.
+CUSTOM: dict[str, Any] = {
+    "skeleton": None,
+    "keypoint_names": [f"k{index}" for index in range(9)],
+    "edges": [[0, 1], [1, 2], [2, 3], [1, 4], [4, 5], [0, 6], [6, 7], [6, 8]],
+    "parts": {"body": [0, 1, 6, 7, 8, 2, 3], "left_hand": [4, 5]},
+    "flip_pairs": [[7, 8]],
+    "scale_pair": [7, 8],
+    "keypoint_dim": 4,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "parts": {"skeleton": "unisign_69", "num_quantizers": [3, 1, 2, 2]},
+    "whole": {"skeleton": "coco_17", "token_groups": "whole", "num_quantizers": 3, "downsampling_ratio": 3},
+    "fsq": {"skeleton": "unisign_69", "quantizer": "fsq", "num_quantizers": [1, 2, 2, 3]},
+    "causal": {"skeleton": "phoenix_50", "use_causal_conv": True, "num_quantizers": 2, "downsampling_ratio": 2},
+    "joint": {"skeleton": "coco_17", "num_joint_layers": 2, "num_part_layers": 1, "token_groups": "whole"},
+    "custom": {**CUSTOM, "num_quantizers": [3, 2], "downsampling_ratio": 1, "kernel_size": 3},
+}
+
+
+def small_config(variant: str, **changes: Any) -> PoseTokenizerConfig:
+    return PoseTokenizerConfig(**{**SIZES, **VARIANTS[variant], **changes})
+
+
+def random_poses(config: PoseTokenizerConfig, batch: int, frames: int, seed: int) -> torch.Tensor:
+    """Smooth random motion `(B, T, N, D)`; about a fifth of the keypoints are missing."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, frames, config.num_keypoints, config.keypoint_dim)
+    poses = 0.1 * torch.randn(shape, generator=generator).cumsum(1)
+    poses += torch.randn(1, 1, *shape[2:], generator=torch.Generator().manual_seed(0))
+    poses[..., -1] = torch.rand(shape[:-1], generator=generator).mul(1.5).clamp(max=1)
+    return poses
+
+
+@cache
+def trained_model(variant: str) -> PoseTokenizerModel:
+    """A model of the variant after three steps of training, every parameter perturbed. Shared: do not change it."""
+    torch.manual_seed(0)
+    config = small_config(variant)
+    model = PoseTokenizerModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(3):
+        model(random_poses(config, 8, 24, seed=step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def differing(codes: torch.Tensor, others: torch.Tensor) -> float:
+    """Share of codes that differ."""
+    assert codes.shape == others.shape
+    return (codes != others).float().mean().item()

@@ -1,0 +1,216 @@
+"""Quantizers against naive loops, and their own laws."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import small_config, trained_model
+
+from modeling_pose_tokenizer.quantization_pose_tokenizer import (
+    QUANTIZERS,
+    ResidualFiniteScalarQuantizer,
+    ResidualVectorQuantizer,
+    code_statistics,
+    kmeans,
+    nearest_code,
+)
+
+quantizers = pytest.mark.parametrize("variant", ["parts", "fsq", "whole"])
+
+
+@given(
+    groups=st.integers(1, 3),
+    count=st.integers(1, 300),
+    dim=st.integers(1, 9),
+    codes=st.sampled_from([2, 7, 32, 64, 96, 100]),
+    seed=st.integers(0, 2**16),
+)
+def test_nearest_code_is_the_nearest(groups: int, count: int, dim: int, codes: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(groups, count, dim, generator=generator)
+    codebook = torch.randn(groups, codes, dim, generator=generator)
+    found = nearest_code(vectors, codebook)
+    for group in range(groups):
+        for row in range(count):
+            distances = (vectors[group, row] - codebook[group]).double().square().sum(-1)
+            assert distances[found[group, row]] <= distances.min() + 1e-5
+
+
+def test_of_equal_codes_the_lowest_is_found() -> None:
+    codebook = torch.randn(1, 1, 4).expand(1, 64, 4)
+    assert not nearest_code(torch.randn(1, 10, 4), codebook).any()
+
+
+@given(count=st.integers(0, 40), seed=st.integers(0, 2**16))
+def test_code_statistics_equal_a_loop(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(2, count, 3, generator=generator)
+    codes = torch.randint(5, (2, count), generator=generator)
+    weight = torch.rand(count, generator=generator) < 0.7
+    counts, sums = code_statistics(vectors, codes, 5, weight)
+    expected_counts, expected_sums = torch.zeros(2, 5), torch.zeros(2, 5, 3)
+    for group in range(2):
+        for row in range(count):
+            if weight[row]:
+                expected_counts[group, codes[group, row]] += 1
+                expected_sums[group, codes[group, row]] += vectors[group, row]
+    torch.testing.assert_close(counts, expected_counts)
+    torch.testing.assert_close(sums, expected_sums)
+
+
+def test_kmeans_finds_well_separated_clusters() -> None:
+    torch.manual_seed(0)  # twice as many centres as clusters: a random start leaves none without
+    truth = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]]])
+    points = truth.repeat_interleave(50, 1) + 0.1 * torch.randn(1, 200, 2)
+    centres = kmeans(points, 8)
+    distances = (points[:, :, None] - centres[:, None]).norm(dim=-1).amin(-1)
+    assert distances.mean() < 0.5
+    assert kmeans(points[:, :3], 8).shape == (1, 8, 2)  # fewer samples than codes
+
+
+@quantizers
+@given(steps=st.integers(1, 20), seed=st.integers(0, 2**16))
+def test_encode_equals_a_walk_over_each_group(variant: str, steps: int, seed: int) -> None:
+    quantizer = trained_model(variant).quantizer
+    config = trained_model(variant).config
+    latents = torch.randn(1, steps, quantizer.num_groups, quantizer.dim, generator=torch.Generator().manual_seed(seed))
+    valid = torch.ones(1, steps, dtype=torch.bool)
+    codes = quantizer.encode(latents, valid)
+    decoded = quantizer.decode(codes)
+    for group, name in enumerate(config.group_names):
+        residual, total = latents[0, :, group], torch.zeros(steps, quantizer.dim)
+        for book, (owner, _) in enumerate(config.codebook_index):
+            if owner == name:
+                one = slice(book, book + 1)
+                found = quantizer.lookup(residual[None], one)
+                assert torch.equal(found[0], codes[0, book])
+                vectors = quantizer.read(found, one)[0].detach()
+                residual, total = residual - vectors, total + vectors
+        torch.testing.assert_close(decoded[0, :, group], total)
+
+
+@quantizers
+def test_read_then_lookup_is_the_identity(variant: str) -> None:
+    quantizer = trained_model(variant).quantizer
+    codes = torch.arange(quantizer.num_codes)[None].expand(quantizer.num_codebooks, -1)
+    books = slice(0, quantizer.num_codebooks)
+    vectors = quantizer.read(codes, books)
+    if isinstance(quantizer, ResidualFiniteScalarQuantizer):
+        # The projections are perturbed, so only the grid is an exact inverse.
+        assert torch.equal(quantizer._to_codes(quantizer._to_grid(codes)), codes)
+    else:
+        torch.testing.assert_close(quantizer.read(quantizer.lookup(vectors, books), books), vectors)
+
+
+def test_running_means_equal_the_formula() -> None:
+    """One step of the update, written out code by code."""
+    model = copy.deepcopy(trained_model("whole"))
+    quantizer = model.quantizer
+    assert isinstance(quantizer, ResidualVectorQuantizer)
+    quantizer.threshold, quantizer.dropout = 0.0, 0.0
+    quantizer.train()
+    size, total = quantizer.cluster_size.clone(), quantizer.embed_sum.clone()
+    codebook = quantizer.codebook.clone()
+    latents = torch.randn(2, 15, 1, quantizer.dim, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(2, 15, dtype=torch.bool)
+    valid[1, 9:] = False
+    observed = valid.clone()
+    observed[0, 2] = False
+    output = quantizer(latents, valid, observed)
+    rows = [(b, s) for b in range(2) for s in range(15) if observed[b, s]]
+    residual = {row: latents[row][0].clone() for row in rows}
+    for book in range(quantizer.num_codebooks):
+        count, summed = torch.zeros(quantizer.num_codes), torch.zeros(quantizer.num_codes, quantizer.dim)
+        for row in rows:
+            code = int(output.codes[row[0], book, row[1]])
+            count[code] += 1
+            summed[code] += residual[row]
+            residual[row] = residual[row] - codebook[book, code]
+        new_size = quantizer.decay * size[book] + (1 - quantizer.decay) * count
+        new_total = quantizer.decay * total[book] + (1 - quantizer.decay) * summed
+        mass = new_size.sum()
+        smoothed = (new_size + 1e-5) / (mass + quantizer.num_codes * 1e-5) * mass
+        torch.testing.assert_close(quantizer.cluster_size[book], new_size)
+        torch.testing.assert_close(quantizer.embed_sum[book], new_total)
+        torch.testing.assert_close(quantizer.codebook[book], new_total / smoothed[:, None])
+    assert not output.codes[~valid[:, None].expand_as(output.codes)].any()
+
+
+def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
+    torch.manual_seed(0)
+    quantizer = copy.deepcopy(trained_model("whole").quantizer).train()
+    assert isinstance(quantizer, ResidualVectorQuantizer)
+    quantizer.dropout = 0.0
+    quantizer.cluster_size[0, :10] = 0.0
+    latents = torch.randn(1, 40, 1, quantizer.dim)
+    valid = torch.ones(1, 40, dtype=torch.bool)
+    quantizer.codebook[0, :10] = 1e3  # far from everything: never chosen
+    quantizer(latents, valid)
+    distances = torch.cdist(quantizer.codebook[0, :10], latents[0, :, 0])
+    # Laplace smoothing moves a code by a few millionths, and cdist rounds.
+    assert distances.amin(-1).max() < 1e-2
+    assert (quantizer.cluster_size[0, :10] > 0).all()
+
+
+@quantizers
+def test_utilisation_recovers_from_a_collapse(variant: str) -> None:
+    """All codes but a few start dead; training on varied latents brings them back."""
+    torch.manual_seed(0)
+    config = small_config(variant, quantizer_dropout=0.0)
+    quantizer = QUANTIZERS[config.quantizer](config).train()
+    latents = torch.randn(400, quantizer.num_groups, quantizer.dim)
+    if isinstance(quantizer, ResidualVectorQuantizer):
+        quantizer.codebook[:, 3:] = 1e3
+        quantizer.cluster_size[:, 3:] = 0.0
+    else:
+        quantizer.initialize(latents)
+    valid = torch.ones(1, 400, dtype=torch.bool)
+    for _ in range(30):
+        quantizer(latents[None], valid)
+    used = [codes.unique().numel() / quantizer.num_codes for codes in quantizer.encode(latents[None], valid)[0]]
+    assert min(used) > 0.5, used
+
+
+@quantizers
+def test_dropout_decodes_prefixes_and_its_gradient_reaches_the_encoder(variant: str) -> None:
+    torch.manual_seed(0)
+    quantizer = copy.deepcopy(trained_model(variant).quantizer).train()
+    quantizer.dropout = 1.0
+    latents = torch.randn(6, 5, quantizer.num_groups, quantizer.dim, requires_grad=True)
+    valid = torch.ones(6, 5, dtype=torch.bool)
+    output = quantizer(latents, valid)
+    output.quantized.sum().backward()
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, torch.ones_like(latents))
+    errors = (output.quantized - latents).square().mean((1, 2, 3))
+    assert errors.unique().numel() > 1
+
+
+@quantizers
+def test_more_levels_lose_less(variant: str) -> None:
+    quantizer = copy.deepcopy(trained_model(variant).quantizer)
+    torch.manual_seed(0)
+    latents = torch.randn(2000, quantizer.num_groups, quantizer.dim)
+    quantizer.initialize(latents)
+    valid = torch.ones(1, 2000, dtype=torch.bool)
+    errors = []
+    for levels in range(1, quantizer.num_levels + 1):
+        decoded = quantizer.decode(quantizer.encode(latents[None], valid, levels))
+        errors.append((decoded[0] - latents).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * latents.square().mean().item()
+
+
+def test_what_cannot_be_decoded_is_refused() -> None:
+    model = trained_model("parts")
+    codes = torch.zeros(1, model.config.num_codebooks, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="5 codebooks; this model's levels need 4 or 7 or 8"):
+        model.decode(codes[:, :5])
+    with pytest.raises(ValueError, match="codes from 0 to 64; expected 0 to 63"):
+        model.decode(codes + 64 * (torch.arange(3) == 1))
+    with pytest.raises(ValueError, match="codes from -1"):
+        model.decode(codes - 1)
+    with pytest.raises(ValueError, match="num_quantizers is 4; this model has 1 to 3"):
+        model.encode(torch.zeros(1, 4, 69, 3), num_quantizers=4)
