@@ -184,7 +184,8 @@ def rank_main(rank, folder):
 
 
 def test_ranks_reduce_to_the_whole(tmp_path):
-    torch.multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    # forked, since two fresh processes would import torch for longer than the rest of this file takes
+    torch.multiprocessing.start_processes(rank_main, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     whole = ReconstructionMetrics(SKELETON, CONFIG)
     whole.update(*random_batch(5, batch=5))
