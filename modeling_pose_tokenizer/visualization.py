@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .formats import PoseFileError, read_npz
 from .hub import load_pretrained
@@ -267,10 +268,13 @@ def animate(
 
     Raises:
         ValueError: another file ending.
+        FileNotFoundError: the folder of `path` is missing.
         RuntimeError: `.mp4` without ffmpeg.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}.")
     if suffix == ".html":
         return write_report(path, [pair], skeleton, title=pair.id, confidence_threshold=confidence_threshold)
     if suffix not in (".gif", ".mp4"):
@@ -297,7 +301,7 @@ def animate(
     # The annotation says int, but 29.97 frames a second are as good.
     writer = (PillowWriter if suffix == ".gif" else FFMpegWriter)(fps=pair.fps)  # type: ignore[arg-type]
     with replacing(path) as partial, writer.saving(figure, partial, 100):
-        for frame in range(len(pair.reference)):
+        for frame in tqdm(range(len(pair.reference)), desc="animate", unit="frame", delay=2):
             for axes, (name, poses) in zip(grid, layers, strict=True):
                 axes.clear()
                 axes.set_title(name, fontsize=9, color="#555555", pad=4)

@@ -186,6 +186,8 @@ def test_what_cannot_be_written_is_said_in_a_sentence(tmp_path, monkeypatch):
     pair = PosePair("clip", random_poses(3))
     with pytest.raises(ValueError, match=r"clip\.avi ends in '\.avi'.*\.gif, \.mp4 or \.html"):
         animate(pair, WHOLEBODY, tmp_path / "clip.avi")
+    with pytest.raises(FileNotFoundError, match=r"clip\.gif cannot be written: there is no folder .*nowhere"):
+        animate(pair, WHOLEBODY, tmp_path / "nowhere" / "clip.gif")
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without ffmpeg
     with pytest.raises(RuntimeError, match="needs the program ffmpeg"):
         animate(pair, WHOLEBODY, tmp_path / "clip.mp4")
