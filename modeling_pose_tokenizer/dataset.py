@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets.distributed import split_dataset_by_node
 
 from .augmentation import PoseAugmentation
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
@@ -142,6 +143,8 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if self.rejected and strict:
             raise PoseDataError("{path}: {reason}.".format(**self.rejected[0]))
         check_rejected(self.folder, self.rejected, len(self.files), max_rejected)
+        if not self.ids:
+            raise PoseDataError(f"{self.folder} holds no data: none of the {len(self.files)} files can be used.")
         self._index_windows()
         # In shared memory, because workers that outlive an epoch must learn of the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -387,11 +390,12 @@ def _cache_rows(files: list[str], dataset: PoseDataset) -> Iterator[dict[str, An
 
 
 def _source_of(thing: Any) -> str:
-    """Source code of a class or module; its name where there is none (a class typed into an interpreter)."""
+    """Source code of a class or module; of a class typed into an interpreter, which has none, the compiled code."""
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):
-        return repr(thing)
+        codes = [value.__code__ for value in vars(thing).values() if inspect.isfunction(value)]
+        return repr([(code.co_code, code.co_names, code.co_consts) for code in codes])
 
 
 def find_files(root: FilePath, split: str, extensions: Sequence[str] = (".npz",)) -> list[Path]:
@@ -439,7 +443,7 @@ def spread_starts(lengths: Any, span: Any, part: Any, parts: Any, draws: Any) ->
     """First frames of random windows: the places where a window of `span` frames fits are dealt out evenly to the
     `parts` windows of a sequence, and `draws` in [0, 1) choose among those of each."""
     places = np.maximum(lengths - span, 0) + 1
-    return np.minimum(((part + draws) / parts * places).astype(np.int64), places - 1)
+    return np.minimum(((part + draws) * places / parts).astype(np.int64), places - 1)
 
 
 def _fit_length(values: np.ndarray, length: int) -> np.ndarray:
@@ -528,8 +532,9 @@ def stream_shards(
     )
     if shuffle_buffer:
         stream = stream.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        stream.set_epoch(epoch)
-    return datasets.distributed.split_dataset_by_node(stream, rank=rank, world_size=world_size)
+    stream = split_dataset_by_node(stream, rank=rank, world_size=world_size)
+    stream.set_epoch(epoch)
+    return stream
 
 
 def _stream_items(
