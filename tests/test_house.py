@@ -90,7 +90,8 @@ def test_matplotlib_has_one_place(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_files_and_functions_stay_readable(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= MAX_FILE_LINES
+    file_lines = path.read_text("utf-8").count("\n")
+    assert file_lines <= MAX_FILE_LINES
     long = [f"{name}: {lines} lines" for name, lines in functions_of(path) if lines > MAX_FUNCTION_LINES]
     assert not long
 
