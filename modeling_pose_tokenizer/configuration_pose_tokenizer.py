@@ -1,6 +1,7 @@
 """Configuration of the pose tokenizer: the skeleton, the codec's sizes, and the rates that follow from them."""
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -116,11 +117,11 @@ class PoseTokenizerConfig(PreTrainedConfig):
     confidence_weight: int | float = 0.05
     quantization_weight: int | float = 0.25
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.num_keypoints = self.layout.num_keypoints if self.num_keypoints is None else self.num_keypoints
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Part of `@strict`-powered validation: refuses what cannot be built, naming the key."""
         layout = self.layout
         if self.num_keypoints != layout.num_keypoints:

@@ -8,8 +8,9 @@ Q codebooks, M = B S.
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # transformers finds imports by text: so these travel with ev
 
 # The network starts as a small correction of the linear path.
 INITIAL_NETWORK_GAIN = 0.01
+_Length = TypeVar("_Length", int, torch.Tensor)
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
 MAX_INITIAL_STEPS = 16384
 
@@ -48,7 +50,7 @@ class PoseTokenizerEncoderOutput(ModelOutput):
         padding_cache (`PoseTokenizerPaddingCache`, *optional*): What the next streamed piece needs of this one.
     """
 
-    pose_codes: torch.LongTensor | None = None
+    pose_codes: torch.Tensor | None = None
     padding_cache: "PoseTokenizerPaddingCache | None" = None
 
 
@@ -59,7 +61,7 @@ class PoseTokenizerDecoderOutput(ModelOutput):
         pose_values (`torch.FloatTensor` of shape `(B, T, N, D)`): Poses; the last value is the confidence, 0 to 1.
     """
 
-    pose_values: torch.FloatTensor | None = None
+    pose_values: torch.Tensor | None = None
 
 
 @dataclass
@@ -73,11 +75,11 @@ class PoseTokenizerOutput(ModelOutput):
         quantization_error (`torch.FloatTensor`, *optional*): Mean squared distance of latents to quantized latents.
     """
 
-    loss: torch.FloatTensor | None = None
-    pose_values: torch.FloatTensor | None = None
-    pose_codes: torch.LongTensor | None = None
+    loss: torch.Tensor | None = None
+    pose_values: torch.Tensor | None = None
+    pose_codes: torch.Tensor | None = None
     losses: dict | None = None
-    quantization_error: torch.FloatTensor | None = None
+    quantization_error: torch.Tensor | None = None
 
 
 class PoseTokenizerPaddingCache:
@@ -143,9 +145,9 @@ class PoseTokenizerEncoder(nn.Module):
         hop, dim = config.hop_length, config.keypoint_dim
         joint, features, num_joint = config.joint_hidden_size, config.hidden_size, config.num_joint_layers
         self.hop_length = hop
-        self.joint_projection = PoseTokenizerGraphConv(config.num_keypoints, graph.edges, hop * dim, joint)
+        self.joint_projection = PoseTokenizerGraphConv(len(graph.order), graph.edges, hop * dim, joint)
         self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, config.num_keypoints, graph.edges, joint, layer) for layer in range(num_joint)
+            PoseTokenizerBlock(config, len(graph.order), graph.edges, joint, layer) for layer in range(num_joint)
         )
         self.part_pooling = PoseTokenizerPooling(graph.part_sizes, joint, features)
         self.part_layers = nn.ModuleList(
@@ -190,10 +192,10 @@ class PoseTokenizerDecoder(nn.Module):
         self.norm = nn.LayerNorm(features)
         self.part_unpooling = PoseTokenizerUnpooling(graph.part_sizes, features, joint)
         self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, config.num_keypoints, graph.edges, joint, num_part + layer)
+            PoseTokenizerBlock(config, len(graph.order), graph.edges, joint, num_part + layer)
             for layer in range(config.num_joint_layers)
         )
-        self.head = PoseTokenizerHead(config.num_keypoints, joint, hop * dim, INITIAL_NETWORK_GAIN)
+        self.head = PoseTokenizerHead(len(graph.order), joint, hop * dim, INITIAL_NETWORK_GAIN)
         self.linear_path = PoseTokenizerUnpooling(graph.group_keypoints, config.codebook_dim, hop * (dim - 1))
         self.refinement = PoseTokenizerRefinement(config)
 
@@ -282,7 +284,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
 
     def __init__(self, config: PoseTokenizerConfig):
         super().__init__(config)
-        self.missing_pose = nn.Parameter(torch.zeros(config.num_keypoints, config.keypoint_dim - 1))
+        self.missing_pose = nn.Parameter(torch.zeros(config.layout.num_keypoints, config.keypoint_dim - 1))
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
         self.encoder = PoseTokenizerEncoder(config)
@@ -297,14 +299,14 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         return {"keypoint_order": order, "keypoint_place": order.argsort()}
 
     @property
-    def loss_function(self) -> nn.Module:
+    def loss_function(self) -> nn.Module:  # type: ignore[misc]
         """The training loss, a module with `forward(LossInputs) -> dict` and `total(dict) -> scalar`.
 
         Assign another such module to replace it; nn.Module registers it, so no setter is needed.
         """
         return self._modules["loss_function"]
 
-    def get_encoded_length(self, input_length: int | torch.Tensor) -> int | torch.Tensor:
+    def get_encoded_length(self, input_length: _Length) -> _Length:
         """Code steps S of T frames: ceil(T / hop_length)."""
         return -(-input_length // self.config.hop_length)
 
@@ -323,7 +325,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         padding_cache: PoseTokenizerPaddingCache | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
-    ) -> PoseTokenizerEncoderOutput | tuple:
+    ) -> PoseTokenizerEncoderOutput:
         """Poses to codes.
 
         Args:
@@ -352,15 +354,14 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         step_mask = self._step_mask(input_values, padding_mask)
         latents = self.encoder(poses, step_mask, padding_cache if use_streaming else None)
         codes = self.quantizer.encode(latents, step_mask, num_quantizers)
-        output = PoseTokenizerEncoderOutput(codes, padding_cache)
-        return output if self._returns_dict(return_dict) else output.to_tuple()
+        return self._result(PoseTokenizerEncoderOutput(codes, padding_cache), return_dict)
 
     def decode(
         self,
         pose_codes: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> PoseTokenizerDecoderOutput | tuple:
+    ) -> PoseTokenizerDecoderOutput:
         """Codes to poses: the inverse of `encode`, up to what quantization loses.
 
         Args:
@@ -377,8 +378,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         """
         self._check_codes(pose_codes, padding_mask)
         latents = self.quantizer.decode(pose_codes)
-        output = PoseTokenizerDecoderOutput(self._decode_latents(latents, padding_mask))
-        return output if self._returns_dict(return_dict) else output.to_tuple()
+        return self._result(PoseTokenizerDecoderOutput(self._decode_latents(latents, padding_mask)), return_dict)
 
     def forward(
         self,
@@ -387,7 +387,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         num_quantizers: int | None = None,
         pose_codes: torch.Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> PoseTokenizerOutput | tuple:
+    ) -> PoseTokenizerOutput:
         """Encode, quantize and decode; in training mode also learn the codebooks and compute the loss.
 
         Args:
@@ -404,10 +404,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         mask = input_values.new_ones(input_values.shape[:2]) if padding_mask is None else padding_mask
         if pose_codes is not None:
             self._check_codes(pose_codes, mask)
-            output = PoseTokenizerOutput(
-                pose_values=self._decode_latents(self.quantizer.decode(pose_codes), mask), pose_codes=pose_codes
-            )
-            return output if self._returns_dict(return_dict) else output.to_tuple()
+            values = self._decode_latents(self.quantizer.decode(pose_codes), mask)
+            return self._result(PoseTokenizerOutput(pose_values=values, pose_codes=pose_codes), return_dict)
         if self.training and not torch.compiler.is_compiling() and not self.quantizer.initialized:
             self.initialize_from_data([{"input_values": input_values, "padding_mask": mask}])
         values, observed = self._clean(input_values, padding_mask)
@@ -436,7 +434,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             losses=losses,
             quantization_error=quantized.quantization_error,
         )
-        return output if self._returns_dict(return_dict) else output.to_tuple()
+        return self._result(output, return_dict)
 
     @torch.no_grad()
     def initialize_from_data(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
@@ -537,8 +535,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             poses = poses[:, : padding_mask.shape[1]]
         return torch.cat([poses[..., :-1], poses[..., -1:].sigmoid()], -1)
 
-    def _returns_dict(self, return_dict: bool | None) -> bool:
-        return bool(self.config.return_dict if return_dict is None else return_dict)
+    def _result(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _check_values(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
         expected = (self.config.num_keypoints, self.config.keypoint_dim)
@@ -580,7 +578,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
                 f"{self.config.hop_length}. PoseTokenizerStream buffers frames for you."
             )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """`PreTrainedModel.save_pretrained`, with every travelling module of the package beside the weights."""
         super().save_pretrained(save_directory, *args, **kwargs)
         for module in sorted(Path(__file__).parent.glob("*_pose_tokenizer.py")):

@@ -344,10 +344,8 @@ class ResidualVectorQuantizer(ResidualQuantizer):
     @torch.no_grad()
     def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
         """Running means of the vectors that chose each code, Laplace-smoothed; dead codes move to random vectors."""
-        statistics = [
-            code_statistics(*level, self.num_codes, weight)
-            for *level, weight in zip(residuals, codes, weights, strict=True)
-        ]
+        levels = zip(residuals, codes, weights, strict=True)
+        statistics = [code_statistics(vectors, found, self.num_codes, weight) for vectors, found, weight in levels]
         books = slice(0, sum(len(level) for level in residuals))  # fewer than Q under an explicit prefix
         counts = torch.cat([count for count, _ in statistics])
         sums = torch.cat([total for _, total in statistics])

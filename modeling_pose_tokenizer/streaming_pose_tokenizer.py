@@ -76,7 +76,7 @@ class PoseTokenizerStream:
         self.reset()
         return codes
 
-    def _encode(self, frames: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _encode(self, frames: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor | None:
         output = self.model.encode(
             frames, padding_mask, self.num_quantizers, self._cache, use_streaming=True, return_dict=True
         )
