@@ -290,7 +290,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         self.encoder = PoseTokenizerEncoder(config)
         self.quantizer: ResidualQuantizer = QUANTIZERS[config.quantizer](config)
         self.decoder = PoseTokenizerDecoder(config)
-        self.loss_function = PoseTokenizerLoss(config)
+        self.loss_function = PoseTokenizerLoss(config)  # type: ignore[misc]
         self.post_init()
 
     def constants(self) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Pose reconstruction error as an `evaluate` metric: `evaluate.load("metrics/pose_reconstruction")`."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import torch
@@ -41,7 +43,14 @@ class PoseReconstruction(evaluate.Metric):
             features=datasets.Features({"predictions": pose, "references": pose}),
         )
 
-    def _compute(self, predictions, references, skeleton="coco_wholebody_133", scale=None, confidence_threshold=0.3):
+    def _compute(
+        self,
+        predictions: list[Any],
+        references: list[Any],
+        skeleton: str = "coco_wholebody_133",
+        scale: list[float] | None = None,
+        confidence_threshold: float = 0.3,
+    ) -> dict[str, Any]:
         layout = get_skeleton(skeleton)
         metrics = ReconstructionMetrics(layout, confidence_threshold=confidence_threshold)
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
