@@ -4,6 +4,7 @@ What cannot be made is refused in one sentence, before anything is written.
 """
 
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import get_scheduler
 from .augmentation import PoseAugmentation
 from .dataset import PoseDataset, collate
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from .formats import PoseDataError
 from .presets import RunConfig, RunConfigError, load_run_config
 from .tracking import LogFile, check_tracker
 
@@ -74,6 +76,7 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     tracker = [] if run.tracking.tracker == "none" else [run.tracking.tracker]
     try:
         return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
             mixed_precision=precision,
             dynamo_backend="inductor" if options.compile else None,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -111,10 +114,18 @@ def load_data(run: RunConfig) -> tuple[PoseFeatureExtractor, PoseDataset, PoseDa
         "num_proc": run.data.num_proc,
         "seed": run.training.seed,
     }
-    augmentation = PoseAugmentation(config.layout, **vars(run.augmentation))
-    train_set = PoseDataset(
-        run.data.path, run.data.train_split, fit=True, random_windows=True, augmentation=augmentation, **shared
-    )
+    windows: dict[str, Any] = {
+        "random_windows": True,
+        "augmentation": PoseAugmentation(config.layout, **vars(run.augmentation)),
+    }
+    try:
+        train_set = PoseDataset(run.data.path, run.data.train_split, fit=True, **windows, **shared)
+    except PoseDataError:
+        raise
+    except ValueError as error:
+        # Nothing to measure: either no file can be used, which is said here, or the layout's reference is never seen.
+        train_set = PoseDataset(run.data.path, run.data.train_split, **windows, **shared)
+        warnings.warn(f"The feature extractor has no statistics: {error}", stacklevel=2)
     val_set = PoseDataset(run.data.path, run.data.val_split, random_windows=False, **shared)
     return feature_extractor, train_set, val_set
 

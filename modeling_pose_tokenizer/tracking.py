@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,13 @@ class Meter:
         shown = {"all": metrics["overall"]["mpjpe"]} | parts
         essence = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
         self.say(f"step {step}: error in shoulder widths: {essence}")
-        self.since = time.perf_counter()  # validation is not training's time
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes time inside does not count towards the speed."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

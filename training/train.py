@@ -69,16 +69,16 @@ def train(run: RunConfig) -> None:
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = make_optimizer(run, model)
-    loader = make_loader(run, train_set, accelerator.num_processes)
+    windows = make_loader(run, train_set, accelerator.num_processes)
+    loader = accelerator.prepare(windows)
+    max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
+    scheduler = make_scheduler(run, optimizer, max_steps)
     prepare_output(run, accelerator, output_dir, train_set)
 
     # Initialise
     checkpoint = newest_state(accelerator, output_dir / "checkpoints")
     if checkpoint is None:
-        model.initialize_from_data(islice(loader, options.init_batches))
-    loader = accelerator.prepare(loader)
-    max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
-    scheduler = make_scheduler(run, optimizer, max_steps)
+        model.initialize_from_data(islice(windows, options.init_batches))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
     accelerator.register_for_checkpointing(average, progress)
@@ -103,15 +103,16 @@ def train(run: RunConfig) -> None:
             if progress.step % options.log_every == 0 or last:
                 meter.log(values | {"train/codebook_use": codebook_use(quantizer.codebook_usage())}, progress.step)
             if progress.step % options.eval_every == 0 or progress.step == max_steps:
-                with average.in_place():
+                with average.in_place(), meter.paused():
                     error = validate(run, accelerator, model, val_set, meter, progress.step)
                     if error < progress.best:
                         progress.best = error
                         save(accelerator, model, feature_extractor, output_dir / "best")
             if progress.step % options.save_every == 0 or last:
-                with average.in_place():
+                with average.in_place(), meter.paused():
                     save(accelerator, model, feature_extractor, output_dir / "last")
-                save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints)
+                with meter.paused():
+                    save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints)
     meter.close()
     accelerator.end_training()
 

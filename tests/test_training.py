@@ -1,0 +1,298 @@
+"""The real training/train.py on tiny data: it runs, is launched in every way, dies, goes on, and refuses nonsense."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from modeling_pose_tokenizer.hub import load_pretrained
+from modeling_pose_tokenizer.presets import load_run_config
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "training" / "train.py"
+BIN = Path(sys.executable).parent
+N = 17
+# The smallest codec there is, on one thread: sums of floats must not depend on how the machine is shared.
+TINY = {
+    "model.skeleton": "coco_17",
+    "model.num_quantizers": 2,
+    "model.hidden_size": 8,
+    "model.joint_hidden_size": 4,
+    "model.num_part_layers": 1,
+    "model.codebook_size": 8,
+    "model.codebook_dim": 4,
+    "data.sequence_length": 8,
+    "data.num_workers": 0,
+    "training.use_amp": False,
+    "training.num_threads": 1,
+    "training.max_steps": 12,
+    "training.batch_size": 3,
+    "training.init_batches": 2,
+    "training.log_every": 1,
+    "training.eval_every": 4,
+    "training.save_every": 3,
+    "tracking.pictures": 0,
+}
+
+
+def write_sequences(folder: Path, count: int, seed: int, num_keypoints: int = N) -> None:
+    """Points that swing about fixed places, in pixels; some are missing, the shoulders never."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    places = np.random.default_rng(0).uniform(-1, 1, (num_keypoints, 2))
+    for number in range(count):
+        frames = np.arange(generator.integers(6, 30))[:, None, None]
+        speed, phase = generator.uniform(0.1, 0.5, (num_keypoints, 1)), generator.uniform(0, 6, (num_keypoints, 2))
+        points = places + 0.3 * np.sin(frames * speed + phase)  # (T, N, 2)
+        confidence = (generator.random((*points.shape[:2], 1)) > 0.05).astype(float)
+        points[:, 5:7], confidence[:, 5:7] = [[-0.5, 0], [0.5, 0]], 1
+        poses = np.concatenate([100 * points + 300, confidence], -1).astype(np.float32)
+        np.savez(folder / f"{number:03}.npz", poses=poses, fps=25.0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_sequences(folder / "train", 13, seed=1)
+    write_sequences(folder / "val", 5, seed=2)
+    (folder / "train" / "broken.npz").write_bytes(b"not an npz")
+    return folder
+
+
+def arguments(data: Path, output: Path, **changes: object) -> list[str]:
+    """Command line of a tiny run; `training__max_steps=3` changes a key."""
+    values = TINY | {"data.path": data, "training.output_dir": output, "data.max_rejected": 0.1}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [
+        f"--{key}={value if isinstance(value, str | Path) else json.dumps(value)}" for key, value in values.items()
+    ]
+
+
+def run_script(args: list[str]) -> int:
+    """`main` of the script, in this process, which keeps no accelerator of it."""
+    try:
+        return runpy.run_path(str(TRAIN))["main"](args)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def launch(*command: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:  # with the ranks that it has started
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return output
+
+
+def read_log(output: Path, without: str = "per_second") -> list[dict[str, float]]:
+    lines = (output / "log.jsonl").read_text("utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if without not in key} for line in lines]
+
+
+def has_reached(output: Path, step: int) -> bool:
+    log = output / "log.jsonl"
+    return log.exists() and f'"step": {step},' in log.read_text("utf-8")
+
+
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while not has_reached(output, step):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@contextmanager
+def terminated_at(output: Path, step: int) -> Iterator[None]:
+    """Sends this process SIGTERM as soon as the run in it has logged a step."""
+
+    def wait_and_send() -> None:
+        while not has_reached(output, step):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # should the run be over before
+    Thread(target=wait_and_send, daemon=True).start()
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    assert run_script(arguments(data, output, tracking__pictures=1)) == 0
+    return output
+
+
+def test_a_run_leaves_what_its_manual_says(data: Path, finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "best", "last", "checkpoints", "pictures", "config.yaml", "log.jsonl", "rejected.jsonl",
+    }  # fmt: skip
+    log = read_log(finished, without="nothing")
+    steps = [line for line in log if "train/loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert all(np.isfinite(list(line.values())).all() for line in log)
+    assert {"train/grad_norm", "train/learning_rate", "train/codebook_use", "train/frames_per_second"} <= set(steps[0])
+    validations = [line["val/mpjpe"] for line in log if "val/mpjpe" in line]
+    assert len(validations) == 3 and validations[-1] < validations[0]
+    assert len(list((finished / "pictures").glob("reconstruction-0-*.png"))) == 3
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-00000009", "step-00000012"]
+    (rejected,) = (finished / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(rejected)["path"].endswith("broken.npz")
+    repeated = load_run_config(["--config", str(finished / "config.yaml")])
+    assert repeated == load_run_config(arguments(data, finished, tracking__pictures=1))
+
+
+def test_best_and_last_load_as_they_are(data: Path, finished: Path) -> None:
+    with np.load(data / "val" / "000.npz") as file:
+        poses = file["poses"]
+    for name in ("best", "last"):
+        model, feature_extractor = load_pretrained(finished / name)
+        assert feature_extractor.mean is not None  # statistics of the training data travel with the model
+        inputs = feature_extractor(poses, fps=25, return_tensors="pt")
+        with torch.no_grad():
+            output = model(inputs["input_values"], inputs["padding_mask"])
+        (reconstruction,) = feature_extractor.postprocess(output.pose_values, inputs)
+        assert reconstruction.shape == poses.shape
+    # What is saved are the averaged weights; the checkpoint has those of the last step.
+    own = load_file(finished / "checkpoints" / "step-00000012" / "model.safetensors")
+    averaged = load_file(finished / "last" / "model.safetensors")
+    assert torch.equal(own["quantizer.codebook"], averaged["quantizer.codebook"])
+    assert not torch.equal(own["encoder.part_pooling.weight"], averaged["encoder.part_pooling.weight"])
+
+
+def test_a_run_that_was_stopped_and_killed_equals_one_that_was_not(
+    data: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    with terminated_at(output, step=2):
+        assert run_script(arguments(data, output)) == 0
+    assert "the same command goes on from there" in capfd.readouterr().out
+    assert len(read_log(output)) < len(read_log(finished))
+
+    process = launch(sys.executable, TRAIN, *arguments(data, output))
+    wait_for_step(output, 8, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    damaged = max((output / "checkpoints").glob("step-*"))
+    (damaged / "optimizer.bin").write_bytes(b"half")
+
+    assert run_script(arguments(data, output)) == 0
+    assert f"{damaged} is passed over: optimizer.bin is not what manifest.json says" in capfd.readouterr().out
+    assert read_log(output) == read_log(finished)
+    for name in ("best", "last"):
+        ours, theirs = (load_file(run / name / "model.safetensors") for run in (output, finished))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_both_launchers(data: Path, tmp_path: Path, launcher: str) -> None:
+    small = {"training__gradient_accumulation_steps": 2, "training__max_steps": 4, "training__batch_size": 2}
+    args = ["--config", "configuration/small.yaml", *arguments(data, tmp_path / "run", **small)]
+    if launcher == "torchrun":
+        command = [BIN / "torchrun", "--standalone", "--nproc_per_node=2", TRAIN]
+    else:
+        command = [BIN / "accelerate", "launch", "--config_file", ROOT / "training" / "accelerate" / "cpu.yaml", TRAIN]
+    output = finish(launch(*command, *args))
+    windows = 8 if launcher == "torchrun" else 4
+    assert f"each of {windows} windows of 8 frames" in output
+    assert len(read_log(tmp_path / "run")) == 5  # by one rank only
+    load_pretrained(tmp_path / "run" / "best")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__mixed_precision": "bf16", "training__gradient_checkpointing": True, "model__num_joint_layers": 1},
+        {"training__optimizer_type": "sgd", "training__scheduler_type": "linear", "training__batch_size": 99},
+        {"training__optimizer_type": "adam", "training__scheduler_type": "constant", "training__max_grad_norm": 0},
+        {"model__quantizer": "fsq", "model__codebook_size": 64, "data__num_workers": 1, "data__val_windows": 2},
+        {"training__mixed_precision": "fp16", "training__scheduler_type": "polynomial",
+         "training__scheduler_options": {"power": 3}},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)  # fmt: skip
+def test_options(data: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    changes = {"training__max_steps": None, "training__num_epochs": 1} | changes
+    assert run_script(arguments(data, tmp_path / "run", **changes)) == 0
+    assert read_log(tmp_path / "run")[-1]["step"] == (1 if changes.get("training__batch_size") == 99 else 12)
+    load_pretrained(tmp_path / "run" / "last")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data__path": "nowhere"}, "nowhere"),
+        ({"data__val_split": "test"}, "test"),
+        ({"data__val_split": "empty"}, "empty"),
+        ({"data__max_rejected": 0.01}, "broken.npz"),
+        ({"data__strict": True}, "broken.npz"),
+        ({"model__skeleton": "coco_wholebody_133"}, "17 keypoints"),
+        ({"model__keypoint_dim": 4}, "3 values"),
+        ({"model__kernel_size": 2}, "kernel_size is 2"),
+        ({"training__scheduler_options": {"speed": 1}}, "training.scheduler_options do not suit"),
+        ({"tracking__tracker": "trackio"}, "tracking.tracker is trackio, which is not installed"),
+        ({"training__bath_size": 3}, "the nearest valid one is training.batch_size"),
+    ],
+)
+def test_mistakes_are_refused_in_one_sentence_and_nothing_is_written(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture, changes: dict[str, object], words: str
+) -> None:
+    (data / "empty").mkdir(exist_ok=True)
+    assert run_script(arguments(data, tmp_path / "run", **changes)) == 1
+    sentence = capfd.readouterr().err.strip().splitlines()[-1]
+    assert words in sentence and sentence.endswith(".")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_or_is_taken_is_refused(
+    data: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    before = sorted(finished.rglob("*"))
+    for output, changes, words in [
+        (tmp_path / "file", {}, f"{tmp_path / 'file'} is no folder that can be written"),
+        (tmp_path / "file" / "run", {}, f"{tmp_path / 'file'} is no folder that can be written"),
+        (finished, {"training__resume": False}, "holds a run and training.resume is false"),
+        (finished, {"model__hidden_size": 12}, "holds a run whose model.hidden_size is 8, and now it is 12"),
+    ]:
+        assert run_script(arguments(data, output, **changes)) == 1
+        assert words in capfd.readouterr().err
+    assert run_script([argument for argument in arguments(data, tmp_path) if "output_dir" not in argument]) == 1
+    assert "training.output_dir is not given" in capfd.readouterr().err
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_the_exit_code_is_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--data.path={tmp_path}", f"--training.output_dir={tmp_path}/run"])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(TRAIN), run_name="__main__")
+    assert exit_info.value.code == 1
+    assert "train" in capfd.readouterr().err
