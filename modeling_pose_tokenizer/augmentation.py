@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .feature_extraction_pose_tokenizer import _interpolate as interpolate
+from .formats import sample_frames
 from .skeleton_pose_tokenizer import Skeleton
 
 
@@ -119,21 +119,8 @@ def drop(poses: np.ndarray, keypoints: Sequence[int], start: int, stop: int) -> 
 
 
 def change_speed(poses: np.ndarray, mask: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
-    """Plays a sequence faster (`speed` > 1, fewer frames) or slower, by interpolation between frames.
-
-    Args:
-        poses: (T, N, D).
-        mask: (T,) of valid frames; a new frame is as valid as the one nearest to it.
-        speed: Frames of the input for each frame of the output.
-
-    Returns:
-        Poses (T', N, D) and mask (T',), T' = floor((T - 1) / speed) + 1.
-    """
-    times = np.arange(int((len(poses) - 1) / speed) + 1) * speed
-    confidence = poses[..., -1]
-    points, confidence, _ = interpolate(poses[..., :-1], confidence, confidence > 0, times)
-    nearest = np.minimum(np.floor(times + 0.5).astype(np.int64), len(mask) - 1)
-    return np.concatenate([points, confidence[..., None]], -1).astype(poses.dtype), mask[nearest]
+    """Plays a sequence faster (`speed` > 1, fewer frames) or slower: T' = floor((T - 1) / speed) + 1 frames."""
+    return sample_frames(poses, mask, np.arange(int((len(poses) - 1) / speed) + 1) * speed)
 
 
 def _with_points(poses: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .feature_extraction_pose_tokenizer import _interpolate as interpolate
 from .formats import (
     FilePath,
     PoseDataError,
@@ -27,6 +26,7 @@ from .formats import (
     check_rejected,
     read_npz,
     read_pose,
+    sample_frames,
     write_npz,
     write_rejected,
     write_shard,
@@ -275,11 +275,8 @@ def resample(sequence: PoseSequence, fps: float) -> PoseSequence:
     if sequence.fps is None or abs(sequence.fps - fps) <= 1e-6 * fps:
         return PoseSequence(sequence.id, sequence.poses, sequence.mask, fps)
     times = np.arange(round((len(sequence.poses) - 1) * fps / sequence.fps) + 1) * (sequence.fps / fps)
-    confidence = sequence.poses[..., -1]
-    points, confidence, _ = interpolate(sequence.poses[..., :-1], confidence, confidence > 0, times)
-    poses = np.concatenate([points, confidence[..., None]], -1).astype(np.float32)
-    nearest = np.minimum(np.floor(times + 0.5).astype(np.int64), len(sequence.mask) - 1)
-    return PoseSequence(sequence.id, poses, sequence.mask[nearest], fps)
+    poses, mask = sample_frames(sequence.poses, sequence.mask, times)
+    return PoseSequence(sequence.id, poses, mask, fps)
 
 
 def _convert(job: _Job, shard_name: str, sources: Sequence[_Source]) -> _Result:

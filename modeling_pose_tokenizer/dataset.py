@@ -30,6 +30,7 @@ from .formats import (
     check_npz,
     check_rejected,
     make_sequence,
+    nearest_frames,
     read_npz,
     write_rejected,
 )
@@ -434,8 +435,7 @@ def normalise(feature_extractor: PoseFeatureExtractor, sequence: PoseSequence) -
     features = {key: value[0] for key, value in feature_extractor(poses, fps=sequence.fps).items()}
     # After resampling, a frame is as valid as the frame of the file that is nearest to it.
     times = np.arange(len(features["padding_mask"])) * (float(features["fps"]) / feature_extractor.sampling_rate)
-    nearest = np.minimum(np.floor(times + 0.5).astype(np.int64), len(mask) - 1)
-    features["padding_mask"] = features["padding_mask"] * mask[nearest]
+    features["padding_mask"] = features["padding_mask"] * mask[nearest_frames(times, len(mask))]
     return features
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .feature_extraction_pose_tokenizer import _interpolate as interpolate
 from .skeleton_pose_tokenizer import get_skeleton
 
 # Largest array that is read from one file. Bytes are declared by the file itself: without a limit a few kilobytes of
@@ -161,6 +162,28 @@ def _check_fps(path: FilePath, fps: Any) -> float | None:
     if not 0 < value < math.inf:
         raise PoseFileError(path, f"fps is {value}, expected a positive number")
     return value
+
+
+def nearest_frames(times: np.ndarray, num_frames: int) -> np.ndarray:
+    """The frame nearest to each time (in frames), of a sequence that is held past its end."""
+    return np.minimum(np.floor(times + 0.5).astype(np.int64), num_frames - 1)
+
+
+def sample_frames(poses: np.ndarray, mask: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses between frames, by linear interpolation; where a keypoint is missing, the nearest frame decides.
+
+    Args:
+        poses: (T, N, D).
+        mask: (T,) of valid frames.
+        times: (T',) in frames of the poses, from 0 on.
+
+    Returns:
+        Poses (T', N, D), and mask (T',): a new frame is as valid as the one nearest to it.
+    """
+    confidence = poses[..., -1]
+    points, confidence, _ = interpolate(poses[..., :-1], confidence, confidence > 0, times)
+    sampled = np.concatenate([points, confidence[..., None]], -1).astype(poses.dtype)
+    return sampled, mask[nearest_frames(times, len(mask))]
 
 
 # ---- npz ------------------------------------------------------------------------------------------------------------
