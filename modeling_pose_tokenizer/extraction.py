@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from .codes_pose_tokenizer import PoseCodeFormatter
@@ -70,7 +71,6 @@ def hash_settings(settings: Any) -> str:
 def describe_model(model: PoseTokenizerModel, feature_extractor: PoseFeatureExtractor) -> dict[str, Any]:
     """What decides about the codes: tokens of two different descriptions must not be mixed."""
     return {
-        "revision": getattr(model.config, "_commit_hash", None),
         "weights_sha256": hash_weights(model),
         "configuration_sha256": hash_settings(model.config),
         "feature_extractor_sha256": hash_settings(feature_extractor),
@@ -125,17 +125,27 @@ def extract_tokens(
     """
     if shard_frames < 1 or (batch_frames is not None and batch_frames < 1):
         raise ValueError(f"shard_frames is {shard_frames} and batch_frames {batch_frames}; expected at least 1.")
-    state, output, split = PartialState(), Path(output_dir), dataset.folder.name
+    if dataset.sequence_length is not None:
+        raise ValueError(f"the dataset has windows of {dataset.sequence_length} frames; expected whole sequences.")
+    state, output, split = _process_state(), Path(output_dir), dataset.folder.name
     model = model.float().eval().to(state.device)
     batch_frames = batch_frames or _default_batch_frames(state)
-    made_by = describe_model(model, dataset.feature_extractor)
+    made_by, codes = describe_model(model, dataset.feature_extractor), describe_codes(model.config)
     shards = plan_shards(dataset.lengths, shard_frames)
     names = [f"{split}-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
-    manifest = _open_manifest(output, made_by, describe_codes(model.config))
+    manifest = _open_manifest(output, made_by) or {
+        "made_by": made_by,
+        # Not a part of `made_by`: a model of the Hub and its copy in a folder make the same codes.
+        "model_revision": getattr(model.config, "_commit_hash", None),
+        "codes": codes,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "splits": {},
+    }
     entry = _describe_split(dataset, model, names)
     _check_continues(output, manifest["splits"].get(split), entry)
+    manifest["splits"][split] = entry | {"complete": False}
     if state.is_main_process:  # before the first shard: from now on a run of another model is refused
-        _write_manifest(output, manifest, split, entry | {"complete": False})
+        _write_manifest(output, manifest)
     state.wait_for_everyone()
 
     own = range(state.process_index, len(shards), state.num_processes)
@@ -145,11 +155,15 @@ def extract_tokens(
     with tqdm(total=frames, unit=" frames", unit_scale=True, desc=f"encode {split}", disable=not show) as bar:
         for index in todo:
             rows = _encode_shard(model, dataset, shards[index], batch_frames, bar)
-            _write_shard(output / names[index], _make_table(rows, model.config, made_by))
+            with _replacing(output / names[index]) as file:
+                pq.write_table(
+                    _make_table(rows, model.config, {"made_by": made_by, "codes": codes}), file, compression="zstd"
+                )
     state.wait_for_everyone()
+    manifest["splits"][split]["complete"] = True
     if state.is_main_process:
         _write_rejected(output, dataset)
-        _write_manifest(output, manifest, split, entry | {"complete": True})
+        _write_manifest(output, manifest)
     return manifest
 
 
@@ -212,7 +226,7 @@ def _run(method: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
 # ---- the files of a token folder ------------------------------------------------------------------------------------
 
 
-def _make_table(rows: list[dict[str, Any]], config: PoseTokenizerConfig, made_by: dict[str, Any]) -> pa.Table:
+def _make_table(rows: list[dict[str, Any]], config: PoseTokenizerConfig, metadata: dict[str, Any]) -> pa.Table:
     formatter = PoseCodeFormatter.from_config(config)
     codes = [row["codes"] for row in rows]
     values = pa.array(np.concatenate([array.reshape(-1) for array in codes]).astype(np.int32))
@@ -228,44 +242,42 @@ def _make_table(rows: list[dict[str, Any]], config: PoseTokenizerConfig, made_by
         "scale": pa.array([row["scale"] for row in rows], pa.float32()),
         "text": pa.array([formatter.codes_to_text(array) for array in codes], pa.string()),
     }
-    metadata = {"made_by": made_by, "codes": describe_codes(config)}
     return pa.table(columns, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
 
-def _write_shard(path: Path, table: pa.Table) -> None:
-    """Writes a shard that is there whole or not at all, even after a power cut."""
-    with _replacing(path) as file:
-        pq.write_table(table, file, compression="zstd")
-
-
-def _write_manifest(output: Path, manifest: dict[str, Any], split: str, entry: dict[str, Any]) -> None:
-    manifest["splits"][split] = entry
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with _replacing(output / MANIFEST) as file:
-            file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    except OSError as error:
-        raise TokenFolderError(f"{output}: cannot be written ({error.strerror}).") from None
+def _write_manifest(output: Path, manifest: dict[str, Any]) -> None:
+    with _replacing(output / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once what is written is complete and on the disk."""
+    """A file that becomes `path` once it is complete and on the disk: there whole or not at all."""
     # No process number in the name: what a killed run left is overwritten by the next.
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _refusing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
-def _open_manifest(output: Path, made_by: dict[str, Any], codes: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a token folder: a new one, or the one that is there if the same model made it."""
+@contextmanager
+def _refusing(output: Path) -> Iterator[None]:
+    """Turns what the operating system says about writing into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise TokenFolderError(f"{output}: cannot be written ({error.strerror or error}).") from None
+
+
+def _open_manifest(output: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a token folder that the same model made, or None where there is none yet."""
     path = output / MANIFEST
     if not path.exists():
-        versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-        return {"format": 1, "made_by": made_by, "codes": codes, "versions": versions, "splits": {}}
+        return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         other = {key: value for key, value in made_by.items() if manifest["made_by"][key] != value}
@@ -329,6 +341,8 @@ def decode_tokens(
 ) -> int:
     """Decodes token shards to one `{id}.npz` per sequence, in the coordinates, frame rate and length of its input.
 
+    The shards are dealt out to the processes of `accelerate launch`.
+
     Args:
         model: The tokenizer that made the tokens.
         feature_extractor: Its feature extractor.
@@ -338,19 +352,17 @@ def decode_tokens(
         progress: Show a progress bar.
 
     Returns:
-        Number of sequences that this process wrote; the shards are dealt out to the processes.
+        Number of sequences.
 
     Raises:
         TokenFolderError: There are no tokens, they are of another model, or `output_dir` cannot be written.
     """
-    state, output = PartialState(), Path(output_dir)
+    state, output = _process_state(), Path(output_dir)
     model = model.float().eval().to(state.device)
     shards = _find_shards(Path(tokens))
     _check_made_by(shards, hash_weights(model))
-    try:
+    with _refusing(output):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TokenFolderError(f"{output}: cannot be written ({error.strerror}).") from None
     own = list(shards.items())[state.process_index :: state.num_processes]
     total = sum(footer.num_rows for _, footer in own)
     show = progress and state.is_local_main_process
@@ -362,7 +374,8 @@ def decode_tokens(
                 for batch in plan_batches(lengths, batch_frames or _default_batch_frames(state)):
                     _decode_batch(model, feature_extractor, [rows[place] for place in batch], output)
                     bar.update(len(batch))
-    return total
+    state.wait_for_everyone()
+    return sum(footer.num_rows for footer in shards.values())
 
 
 def _decode_batch(
@@ -379,8 +392,9 @@ def _decode_batch(
     placement = {key: np.array([row[key] for row in rows]) for key in ("center", "scale", "fps", "num_frames")}
     for row, poses in zip(rows, feature_extractor.postprocess(values, placement), strict=True):
         path = output / f"{row['id']}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(path, PoseSequence(row["id"], poses, np.ones(len(poses), dtype=bool), row["fps"]))
+        with _refusing(output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, PoseSequence(row["id"], poses, np.ones(len(poses), dtype=bool), row["fps"]))
 
 
 def _find_shards(tokens: Path) -> dict[Path, pq.FileMetaData]:
@@ -430,6 +444,12 @@ def _check_row(
             f" expected {expected} rows of {steps}, for {row['num_frames']} frames at {row['fps']:g} fps."
         )
     return row | {"codes": np.array(row["codes"]), "length": length}
+
+
+def _process_state() -> PartialState:
+    # Unless it is told, PartialState takes processes without an accelerator for strangers who each do everything.
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=bool(use_cpu))
 
 
 def _default_batch_frames(state: PartialState) -> int:

@@ -7,6 +7,8 @@ python scripts/decode_tokens.py --model runs/demo/model --tokens runs/demo/token
 import argparse
 import sys
 
+from accelerate import PartialState
+
 from modeling_pose_tokenizer.extraction import TokenFolderError, decode_tokens
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 
@@ -26,7 +28,7 @@ def main() -> None:
         count = decode_tokens(model, feature_extractor, args.tokens, args.output, batch_frames=args.batch_frames)
     except (ModelFolderError, TokenFolderError) as error:
         sys.exit(str(error))
-    print(f"{count} sequences: {args.output}")
+    PartialState().print(f"{count} sequences: {args.output}")
 
 
 if __name__ == "__main__":

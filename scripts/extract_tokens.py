@@ -11,6 +11,8 @@ OUTPUT/rejected.jsonl. A run that was killed continues where it stopped when it 
 import argparse
 import sys
 
+from accelerate import PartialState
+
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.extraction import SHARD_FRAMES, TokenFolderError, extract_tokens
 from modeling_pose_tokenizer.formats import PoseDataError
@@ -54,7 +56,7 @@ def main() -> None:
     except (ModelFolderError, PoseDataError, TokenFolderError) as error:
         sys.exit(str(error))
     counts = manifest["splits"][args.split]
-    print(
+    PartialState().print(
         f"{counts['sequences']} sequences, {counts['frames']} frames -> {counts['tokens']} tokens"
         f" in {len(counts['shards'])} shards ({counts['rejected_files']} files rejected): {args.output}"
     )

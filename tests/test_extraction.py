@@ -210,6 +210,19 @@ def test_a_broken_manifest_is_refused(place, tmp_path):
             extract(place, tmp_path)
 
 
+def test_windows_are_refused(place, tmp_path):
+    model, extractor = load_pretrained(place / "model")
+    options = {"feature_extractor": extractor, "sequence_length": 8, "cache_dir": place / "cache"}
+    with pytest.raises(ValueError, match="windows of 8 frames; expected whole sequences"):
+        extract_tokens(model, PoseDataset(place / "data", **options), tmp_path / "tokens")
+
+
+def test_a_disk_that_refuses_is_one_sentence(place, tmp_path):
+    (tmp_path / "tokens" / ".train-00000-of-00004.parquet.tmp").mkdir(parents=True)
+    with pytest.raises(TokenFolderError, match=r"tokens: cannot be written \(Is a directory\)\.$"):
+        extract(place, tmp_path / "tokens")
+
+
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 
@@ -350,24 +363,25 @@ def test_bad_decoding_ends_in_one_sentence(place, tmp_path, monkeypatch, change)
     assert not (tmp_path / "poses").exists()
 
 
-def command(place, output, launcher=(sys.executable,)):
-    script = [
-        str(ROOT / "scripts" / "extract_tokens.py"),
-        "--model",
-        str(place / "model"),
-        "--data",
-        str(place / "data"),
-    ]
-    options = ["--output", str(output), "--shard-frames", str(SHARD_FRAMES), "--cache-dir", str(place / "cache")]
-    return [*launcher, *script, *options]
+def command(place, output, *launcher):
+    options = {"model": place / "model", "data": place / "data", "output": output, "cache-dir": place / "cache"}
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    script = ROOT / "scripts" / "extract_tokens.py"
+    return [sys.executable, *launcher, str(script), *arguments, f"--shard-frames={SHARD_FRAMES}"]
 
 
 def test_two_processes_write_what_one_writes(place, tmp_path):
     extract(place, tmp_path / "one")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    subprocess.run(command(place, tmp_path / "two", launcher), env=environment, check=True, capture_output=True)
+    result = subprocess.run(
+        command(place, tmp_path / "two", *launcher), env=environment, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    frames = json.loads((tmp_path / "two" / "manifest.json").read_text())["splits"]["train"]["frames_encoded"]
+    assert "0/" in result.stderr and f"/{frames} " not in result.stderr  # the bar of the first process: a share of all
+    assert result.stdout.count("sequences") == 1
 
 
 def test_a_killed_run_ends_with_the_same_bytes(place, tmp_path):
