@@ -43,7 +43,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     for language in ("ase", "psr", "ssp", "tsm", "csq", "swl", "bzs", "gsg", "eso"):
         (house / "recordings" / language).mkdir(parents=True)
-        for index in range(2):
+        for index in range(5):
             poses = generator.normal(250, 60, (1, 133, 3)) + generator.normal(0, 2, (40, 133, 3)).cumsum(0)
             poses[..., 2] = 0.9
             poses[..., 5:7, :2] = [[300, 200], [200, 200]]  # shoulders
@@ -143,7 +143,7 @@ def test_the_demo_leaves_what_it_says(house: Path) -> None:
     assert (demo / "report" / "index.html").is_file()
     metrics = json.loads((demo / "metrics.json").read_text("utf-8"))
     assert set(metrics["parts"]) == {"body", "face", "left_hand", "right_hand"}
-    assert metrics["data"]["sequences"] == 8  # of the four test languages
+    assert metrics["data"]["sequences"] == 20  # of the four test languages
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
