@@ -38,6 +38,11 @@ class Progress:
         self.__dict__.update(state)
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded over ranks (all of which must ask), in one piece."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class WeightAverage:
     """Exponential moving average of the weights: smoother than the last step's, and what is validated and saved.
 
@@ -73,13 +78,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        own = [parameter.clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
-        torch._foreach_copy_(self.average, own)
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            own = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        whole = [entry.full_tensor() if isinstance(entry, DTensor) else entry for entry in self.average]
-        return {"updates": self.updates, "average": whole}
+        return {"updates": self.updates, "average": [whole(entry) for entry in self.average]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]

@@ -67,6 +67,8 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     """Device, ranks, precision, accumulation, trackers; what the configuration leaves open is the launcher's."""
     check_tracker(run)
     options = run.training
+    # DDP on an argument of ours that has no substitute yet, and on the gradients of depthwise convolutions.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated|Grad strides do not match")
     if options.num_threads is not None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(options.num_threads or max(1, share))

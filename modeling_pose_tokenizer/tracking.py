@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers, on_main_process
 from tqdm.auto import tqdm
 
+from .checkpoints import whole
 from .dataset import PoseDataset
 from .presets import RunConfig, RunConfigError
 from .skeleton_pose_tokenizer import Skeleton
@@ -166,7 +167,7 @@ class Meter:
 
     def log(self, values: Mapping[str, torch.Tensor], step: int) -> None:
         """Sends the means of the values over ranks, and the frames/s of all ranks, to the trackers and the bar."""
-        numbers = [self.frames, *values.values()]
+        numbers = [self.frames, *map(whole, values.values())]
         packed = torch.stack([torch.as_tensor(number, device=self.accelerator.device).float() for number in numbers])
         frames, *means = self.accelerator.reduce(packed.detach(), "mean").tolist()
         now = time.perf_counter()

@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from modeling_pose_tokenizer import tracking
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config
 
@@ -246,6 +247,31 @@ def test_options(data: Path, tmp_path: Path, changes: dict[str, object]) -> None
     load_pretrained(tmp_path / "run" / "last")
 
 
+def test_a_compiled_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")  # as accelerate launch does; inductor takes minutes
+    assert run_script(arguments(data, tmp_path / "run", training__max_steps=2, training__save_every=1)) == 0
+    assert run_script(arguments(data, tmp_path / "run", training__max_steps=3, training__save_every=1)) == 0
+    load_pretrained(tmp_path / "run" / "best")
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_run_compiled_by_inductor(data: Path, tmp_path: Path) -> None:
+    assert run_script(arguments(data, tmp_path / "run", training__max_steps=2, training__compile=True)) == 0
+    load_pretrained(tmp_path / "run" / "best")
+    torch.compiler.reset()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    assert run_script(arguments(data, tmp_path / "run", tracking__tracker="wandb")) == 1
+    assert capfd.readouterr().err == (
+        "tracking.tracker is wandb, which is not installed; `pip install wandb`, or say none.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -258,7 +284,6 @@ def test_options(data: Path, tmp_path: Path, changes: dict[str, object]) -> None
         ({"model__keypoint_dim": 4}, "3 values"),
         ({"model__kernel_size": 2}, "kernel_size is 2"),
         ({"training__scheduler_options": {"speed": 1}}, "training.scheduler_options do not suit"),
-        ({"tracking__tracker": "trackio"}, "tracking.tracker is trackio, which is not installed"),
         ({"training__bath_size": 3}, "the nearest valid one is training.batch_size"),
     ],
 )

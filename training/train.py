@@ -161,7 +161,7 @@ def validate(
     run: RunConfig, accelerator: Accelerator, model: torch.nn.Module, val_set: PoseDataset, meter: Meter, step: int
 ) -> float:
     """Logs metrics and pictures of the validation set; returns the mean keypoint error in shoulder widths."""
-    core: PoseTokenizerModel = accelerator.unwrap_model(model).eval()
+    core: PoseTokenizerModel = accelerator.unwrap_model(model, keep_torch_compile=False).eval()
     rank, ranks, size = accelerator.process_index, accelerator.num_processes, run.training.batch_size
     windows = torch.linspace(0, len(val_set) - 1, min(run.data.val_windows or len(val_set), len(val_set))).long()
     # Every rank runs as many windows, as sharded models need; those over the end are masked and count for nothing.
@@ -189,9 +189,10 @@ def save(
     accelerator: Accelerator, model: torch.nn.Module, feature_extractor: PoseFeatureExtractor, folder: Path
 ) -> None:
     """A folder that `from_pretrained` loads as it is."""
-    weights = accelerator.get_state_dict(model)  # gathers what is sharded
+    core = accelerator.unwrap_model(model, keep_torch_compile=False)
+    weights = accelerator.get_state_dict(core)  # gathers what is sharded
     if accelerator.is_main_process:
-        save_checkpoint(accelerator.unwrap_model(model), feature_extractor, folder, weights)
+        save_checkpoint(core, feature_extractor, folder, weights)
     accelerator.wait_for_everyone()
 
 
