@@ -69,8 +69,7 @@ def train(run: RunConfig) -> None:
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = make_optimizer(run, model)
-    windows = make_loader(run, train_set, accelerator.num_processes)
-    loader = accelerator.prepare(windows)
+    loader = accelerator.prepare(make_loader(run, train_set, accelerator.num_processes))
     max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
     scheduler = make_scheduler(run, optimizer, max_steps)
     prepare_output(run, accelerator, output_dir, train_set)
@@ -78,7 +77,8 @@ def train(run: RunConfig) -> None:
     # Initialise
     checkpoint = newest_state(accelerator, output_dir / "checkpoints")
     if checkpoint is None:
-        model.initialize_from_data(islice(windows, options.init_batches))
+        whole_loader = make_loader(run, train_set, num_ranks=1)  # the same data, however many ranks there are
+        model.initialize_from_data(islice(whole_loader, options.init_batches))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
     accelerator.register_for_checkpointing(average, progress)
