@@ -1,6 +1,7 @@
 """The real training/train.py on tiny data: it runs, is launched in every way, dies, goes on, and refuses nonsense."""
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -16,11 +17,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from modeling_pose_tokenizer import tracking
+from modeling_pose_tokenizer.checkpoints import WeightAverage
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config
+from modeling_pose_tokenizer.tracking import codebook_use
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "training" / "train.py"
@@ -321,3 +326,36 @@ def test_the_exit_code_is_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         runpy.run_path(str(TRAIN), run_name="__main__")
     assert exit_info.value.code == 1
     assert "train" in capfd.readouterr().err
+
+
+@given(st.floats(0, 1), st.integers(1, 20), st.integers(0, 2**16))
+def test_averaged_weights_follow_the_formula(decay: float, steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((2, 3), (4,))]
+    average = WeightAverage(weights, decay)
+    expected = [weight.detach().clone() for weight in weights]
+    for step in range(1, steps + 1):
+        keep = min(decay, (1 + step) / (10 + step))
+        for index, weight in enumerate(weights):
+            weight.data.copy_(torch.randn(weight.shape, generator=generator))
+            expected[index] = keep * expected[index] + (1 - keep) * weight.detach()
+        average.update()
+    own = [weight.detach().clone() for weight in weights]
+    with average.in_place():
+        for weight, value in zip(weights, expected, strict=True):
+            torch.testing.assert_close(weight.detach(), value)
+    assert all(torch.equal(weight, value) for weight, value in zip(weights, own, strict=True))
+    other = WeightAverage(weights, decay)
+    other.load_state_dict(average.state_dict())
+    assert other.updates == steps
+    assert all(torch.equal(first, second) for first, second in zip(other.average, average.average, strict=True))
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=1, max_size=4))
+def test_codebook_use_is_the_share_of_equally_used_codes(counts: list[list[int]]) -> None:
+    expected = []
+    for row in counts:
+        shares = [count / sum(row) for count in row if count]
+        expected.append(math.exp(-sum(share * math.log(share) for share in shares)) / len(row))
+    measured = codebook_use(torch.tensor(counts, dtype=torch.float64))
+    assert measured.item() == pytest.approx(sum(expected) / len(expected))
