@@ -55,7 +55,7 @@ demo: $(VENV)/.installed-demo
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet
+	$(BIN)/python -m pytest -n 2 --dist loadfile --quiet
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --quiet

@@ -15,8 +15,6 @@ import yaml
 
 from modeling_pose_tokenizer.presets import load_run_config
 
-pytestmark = pytest.mark.xdist_group("readme")  # one worker makes the checkout once
-
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BLOCK = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
