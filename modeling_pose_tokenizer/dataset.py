@@ -246,11 +246,13 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
             status = file.stat()
             files.append((file.relative_to(self.folder).as_posix(), status.st_size, status.st_mtime_ns))
         own = [kind for kind in type(self).__mro__ if issubclass(kind, PoseDataset) and kind is not PoseDataset]
+        settings = self.feature_extractor.to_dict()
+        settings.pop("auto_map", None)  # a saved one names its code; it normalises no differently
         parts = {
             "version": (_CACHE_VERSION, self.version),
             "files": files,
             "load_sample": [_source_of(kind) for kind in own],
-            "feature_extractor": self.feature_extractor.to_dict(),
+            "feature_extractor": settings,
             "normalise": _source_of(inspect.getmodule(type(self.feature_extractor))),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Graph layers: convolution over a skeleton's edges, pooling between its keypoints, part nodes and token groups.
+"""Graph layers: pooling between keypoints, part nodes and token groups, convolution over edges, the ST-GCN block.
 
 Letters: B batch, S code steps, N keypoints, P part nodes, V nodes of whichever graph, G token groups, C channels.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .skeleton_pose_tokenizer import spatial_adjacency
@@ -150,3 +151,53 @@ class PoseTokenizerGraphConv(nn.Module):
         projected = self.projection(hidden_states).unflatten(-1, (3, -1)).flatten(2, 3)  # (B, S, V 3, C)
         # One matrix (V, V 3) does all three partitions without moving the features.
         return torch.matmul(adjacency.permute(1, 2, 0).flatten(1), projected)
+
+
+class PoseTokenizerPaddingCache:
+    """The last steps that each causal convolution saw, so that a stream goes on where it stopped.
+
+    Attributes:
+        states (`list[torch.Tensor]`): One `(B, kernel_size - 1, V, C)` per convolution, in the order of the layers.
+    """
+
+    def __init__(self, num_layers: int):
+        self.states: list[torch.Tensor | None] = [None] * num_layers
+
+    def extend(self, layer: int, hidden_states: torch.Tensor, length: int) -> torch.Tensor:
+        """Put the past before `hidden_states` `(B, S, V, C)` and remember its last `length` steps."""
+        past = self.states[layer]
+        if past is None:
+            past = hidden_states.new_zeros(hidden_states.shape[0], length, *hidden_states.shape[2:])
+        extended = torch.cat([past, hidden_states], 1)
+        self.states[layer] = extended[:, extended.shape[1] - length :]
+        return extended
+
+
+class PoseTokenizerBlock(GradientCheckpointingLayer):
+    """Pre-norm ST-GCN block: graph convolution, nonlinearity, depthwise temporal convolution, projection, residual."""
+
+    def __init__(
+        self, config: PoseTokenizerConfig, num_nodes: int, edges: Sequence[Sequence[int]], features: int, layer: int
+    ):
+        super().__init__()
+        self.layer, self.kernel_size, self.causal = layer, config.kernel_size, config.use_causal_conv
+        self.norm = nn.LayerNorm(features)
+        self.graph_conv = PoseTokenizerGraphConv(num_nodes, edges, features, features)
+        self.temporal_conv = nn.Conv2d(features, features, (config.kernel_size, 1), groups=features)
+        self.projection = nn.Linear(features, features)
+
+    def forward(
+        self, hidden_states: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
+        """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
+        inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
+        inside = torch.where(step_mask[..., None, None], inside, 0.0)
+        past = self.kernel_size - 1
+        if cache is not None:
+            inside = cache.extend(self.layer, inside, past)
+        else:
+            before = past if self.causal else past // 2
+            inside = F.pad(inside, (0, 0, 0, 0, before, past - before))
+        # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
+        inside = self.temporal_conv(inside.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return hidden_states + self.projection(F.gelu(inside))

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
@@ -68,6 +69,8 @@ def load_pretrained(
         _check_folder(Path(name))
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ModelFolderError(f"{name}: no such folder; expected a checkpoint such as the best/ of a training run.")
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # a small model is there at once
     try:
         model, report = PoseTokenizerModel.from_pretrained(
             name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
@@ -76,6 +79,9 @@ def load_pretrained(
     except (OSError, HFValidationError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelFolderError(f"{name}: no pose tokenizer can be loaded from it ({reason[:300]}).") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     # transformers would go on with random weights in their place.
     wrong = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if wrong:

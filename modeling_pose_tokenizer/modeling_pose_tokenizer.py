@@ -6,7 +6,7 @@ Q codebooks, M = B S.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,14 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .graph_pose_tokenizer import (
     CodecGraph,
+    PoseTokenizerBlock,
     PoseTokenizerGraphConv,
     PoseTokenizerHead,
+    PoseTokenizerPaddingCache,
     PoseTokenizerPooling,
     PoseTokenizerUnpooling,
 )
@@ -80,56 +81,6 @@ class PoseTokenizerOutput(ModelOutput):
     pose_codes: torch.Tensor | None = None
     losses: dict | None = None
     quantization_error: torch.Tensor | None = None
-
-
-class PoseTokenizerPaddingCache:
-    """The last steps that each causal convolution saw, so that a stream goes on where it stopped.
-
-    Attributes:
-        states (`list[torch.Tensor]`): One `(B, kernel_size - 1, V, C)` per convolution, in the order of the layers.
-    """
-
-    def __init__(self, num_layers: int):
-        self.states: list[torch.Tensor | None] = [None] * num_layers
-
-    def extend(self, layer: int, hidden_states: torch.Tensor, length: int) -> torch.Tensor:
-        """Put the past before `hidden_states` `(B, S, V, C)` and remember its last `length` steps."""
-        past = self.states[layer]
-        if past is None:
-            past = hidden_states.new_zeros(hidden_states.shape[0], length, *hidden_states.shape[2:])
-        extended = torch.cat([past, hidden_states], 1)
-        self.states[layer] = extended[:, extended.shape[1] - length :]
-        return extended
-
-
-class PoseTokenizerBlock(GradientCheckpointingLayer):
-    """Pre-norm ST-GCN block: graph convolution, nonlinearity, depthwise temporal convolution, projection, residual."""
-
-    def __init__(
-        self, config: PoseTokenizerConfig, num_nodes: int, edges: Sequence[Sequence[int]], features: int, layer: int
-    ):
-        super().__init__()
-        self.layer, self.kernel_size, self.causal = layer, config.kernel_size, config.use_causal_conv
-        self.norm = nn.LayerNorm(features)
-        self.graph_conv = PoseTokenizerGraphConv(num_nodes, edges, features, features)
-        self.temporal_conv = nn.Conv2d(features, features, (config.kernel_size, 1), groups=features)
-        self.projection = nn.Linear(features, features)
-
-    def forward(
-        self, hidden_states: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
-    ) -> torch.Tensor:
-        """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
-        inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
-        inside = torch.where(step_mask[..., None, None], inside, 0.0)
-        past = self.kernel_size - 1
-        if cache is not None:
-            inside = cache.extend(self.layer, inside, past)
-        else:
-            before = past if self.causal else past // 2
-            inside = F.pad(inside, (0, 0, 0, 0, before, past - before))
-        # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
-        inside = self.temporal_conv(inside.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return hidden_states + self.projection(F.gelu(inside))
 
 
 class PoseTokenizerEncoder(nn.Module):
@@ -244,6 +195,12 @@ class PoseTokenizerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["PoseTokenizerBlock"]
     _keep_in_fp32_modules_strict = ["quantizer"]
+
+    def get_input_embeddings(self) -> None:
+        """A codec of poses has no token embeddings; sharding asks."""
+
+    def get_output_embeddings(self) -> None:
+        """Nor a language model's head."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -290,6 +290,15 @@ def test_the_cache_is_used_until_something_changes(
     assert reads() == 3 and reads() == 0
 
 
+def test_a_saved_feature_extractor_finds_the_cache_of_the_training_run(
+    make: Any, extractor: PoseFeatureExtractor, tmp_path: Path
+) -> None:
+    key = make(feature_extractor=extractor, fit=True)._cache_key()
+    extractor.save_pretrained(tmp_path / "saved")  # which writes where its code is found
+    saved = PoseFeatureExtractor.from_pretrained(tmp_path / "saved")
+    assert make(feature_extractor=saved)._cache_key() == key
+
+
 def test_another_load_sample_has_another_cache(make: Any, singles: Path) -> None:
     class Doubled(PoseDataset):
         def load_sample(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
