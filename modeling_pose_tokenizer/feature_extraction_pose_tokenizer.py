@@ -19,6 +19,9 @@ Placement = tuple[np.ndarray, float]  # centre (D-1,), scale
 # Coordinates further than this many times the median distance from the median point are wreckage (1e30 from a
 # diverged estimator), not motion: they go before anything is measured. Real outliers stay far below it.
 _WRECK_FACTOR = 1e4
+# How far a keypoint may lie from the origin, in units of the reference pair. Two of the 426 recordings of the demo have
+# hands at 27 shoulder widths, enough to drag codebooks along; a custom layout's unit may be any.
+_NAMED_BOUND, _CUSTOM_BOUND = 10.0, 100.0
 # A reference pair closer together than this share of the median distance cannot be a unit of length.
 _DEGENERATE_FACTOR = 1e-6
 
@@ -41,7 +44,8 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         confidence_threshold (`float`, *optional*, defaults to 0.3): Confidence under which a keypoint is missing.
         mean (`list`, *optional*): (N, D-1) mean pose in units of the reference pair; None where never observed.
         std (`list`, *optional*): (N, D-1) standard deviation beside it.
-        coordinate_bound (`float`, *optional*, defaults to 100.0): Largest distance from the origin, per axis.
+        coordinate_bound (`float`, *optional*): Largest distance from the origin, per axis. By default 10 for named
+            layouts (a standing person reaches 5; beyond it lies what an estimator threw away) and 100 for custom ones.
         padding_value (`float`, *optional*, defaults to 0.0): Value of padded frames.
 
     Example:
@@ -68,7 +72,7 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         confidence_threshold: float = 0.3,
         mean: Sequence[Sequence[float | None]] | None = None,
         std: Sequence[Sequence[float | None]] | None = None,
-        coordinate_bound: float = 100.0,
+        coordinate_bound: float | None = None,
         padding_value: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -82,7 +86,7 @@ class PoseFeatureExtractor(SequenceFeatureExtractor):
         self.scale_pair = None if layout.scale_pair is None else list(layout.scale_pair)
         self.keypoint_dim = keypoint_dim
         self.confidence_threshold = confidence_threshold
-        self.coordinate_bound = coordinate_bound
+        self.coordinate_bound = coordinate_bound or (_CUSTOM_BOUND if self.skeleton is None else _NAMED_BOUND)
         if keypoint_dim < 3:
             raise ValueError(f"keypoint_dim is {keypoint_dim}; expected at least 3 (x, y, confidence).")
         if not (math.isfinite(sampling_rate) and sampling_rate > 0):
