@@ -24,7 +24,7 @@ GEMM_SIZE = 1024
 def make_work(model: PoseTokenizerModel, batch: int, frames: int) -> dict[str, Callable[[], object]]:
     """Name -> one round of each kind of work, on `batch` clips of `frames` frames."""
     config = model.config
-    poses = torch.randn(batch, frames, config.num_keypoints, config.keypoint_dim)
+    poses = torch.randn(batch, frames, config.layout.num_keypoints, config.keypoint_dim)
     poses[..., -1] = 1.0
     steps = model.get_encoded_length(frames)
     latents = torch.randn(batch, steps, len(config.group_names), config.codebook_dim)

@@ -1,9 +1,11 @@
 """Quantizers against naive loops, and their own laws."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from models import small_config, trained_model
@@ -152,6 +154,42 @@ def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
     # Laplace smoothing moves a code by a few millionths, and cdist rounds.
     assert distances.amin(-1).max() < 1e-2
     assert (quantizer.cluster_size[0, :10] > 0).all()
+
+
+def run_rank(rank: int, folder: str, latents: torch.Tensor) -> None:
+    """One of two ranks: a few training steps on its half of the latents."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = copy.deepcopy(trained_model("whole"))
+    quantizer = model.quantizer.train()
+    quantizer.dropout = 0.0
+    torch.manual_seed(rank)  # each draws other vectors for dead codes
+    for step, batch in enumerate(latents):
+        quantizer.threshold = 0.5 if step == len(latents) - 1 else 0.0  # the last step replaces codes
+        if step == len(latents) - 1:
+            torch.save(copy.deepcopy(quantizer.state_dict()), f"{folder}/before-{rank}.pt")
+        mine = batch[rank::2]
+        quantizer(mine, torch.ones(mine.shape[:2], dtype=torch.bool))
+    torch.save(quantizer.state_dict(), f"{folder}/after-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_learn_the_codebooks_of_one(tmp_path: Path) -> None:
+    """Statistics are summed over ranks and replaced codes are rank 0's: both hold the same, and what one would."""
+    alone = copy.deepcopy(trained_model("whole")).quantizer.train()
+    alone.dropout, alone.threshold = 0.0, 0.0
+    latents = torch.randn(4, 4, 9, 1, alone.dim, generator=torch.Generator().manual_seed(0))
+    torch.multiprocessing.start_processes(run_rank, (str(tmp_path), latents), nprocs=2, start_method="fork")
+    for batch in latents[:-1]:
+        alone(batch, torch.ones(batch.shape[:2], dtype=torch.bool))
+    before, after = (
+        [torch.load(tmp_path / f"{when}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for when in ("before", "after")
+    )
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(before[0][name], value)
+        assert torch.equal(before[0][name], before[1][name]), name
+        assert torch.equal(after[0][name], after[1][name]), name
+    assert not torch.equal(before[0]["codebook"], after[0]["codebook"])
 
 
 @quantizers
