@@ -19,8 +19,8 @@ Placement = tuple[np.ndarray, float]  # centre (D-1,), scale
 # Coordinates further than this many times the median distance from the median point are wreckage (1e30 from a
 # diverged estimator), not motion: they go before anything is measured. Real outliers stay far below it.
 _WRECK_FACTOR = 1e4
-# How far a keypoint may lie from the origin, in units of the reference pair. Two of the 426 recordings of the demo have
-# hands at 27 shoulder widths, enough to drag codebooks along; a custom layout's unit may be any.
+# How far a keypoint may lie from the origin, in units of the reference pair. Two of the demo's 426 training recordings
+# have hands at 27 shoulder widths, enough to drag codebooks along; a custom layout's unit may be any.
 _NAMED_BOUND, _CUSTOM_BOUND = 10.0, 100.0
 # A reference pair closer together than this share of the median distance cannot be a unit of length.
 _DEGENERATE_FACTOR = 1e-6

@@ -68,8 +68,30 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return codes
 
 
+def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -> torch.Tensor:
+    """Vectors drawn with a probability that grows with their distance from what serves them.
+
+    New codes come from here. A part of the body that is missing gives the same vector most of the time: drawn evenly,
+    most new codes would repeat the one that serves it already. (k-means++ draws by the squared distance, which
+    outliers of pose estimators would win.)
+
+    Args:
+        vectors (`torch.Tensor` of shape `(G, M, d)`): Candidates.
+        served (`torch.Tensor` of shape `(G, M, d)`): The code of each; equal to the vector itself where it must not be
+            drawn.
+        count (`int`): How many to draw, with repetition.
+
+    Returns:
+        `torch.Tensor` of shape `(G, count, d)`; NaN where all are served perfectly.
+    """
+    edges = (vectors - served).norm(dim=-1).double().cumsum(-1)  # (G, M)
+    draws = torch.rand(len(vectors), count, device=vectors.device, dtype=torch.double) * edges[:, -1:]
+    rows = torch.searchsorted(edges, draws, right=True).clamp(max=vectors.shape[1] - 1)
+    return torch.where(edges[:, -1:, None] > 0, vectors.take_along_dim(rows[..., None], 1), torch.nan)
+
+
 def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> torch.Tensor:
-    """Lloyd's algorithm from a random sample; a centre that lost its points moves to a random vector.
+    """Lloyd's algorithm from a random sample; a centre that lost its points moves to a badly served vector.
 
     Args:
         vectors (`torch.Tensor` of shape `(G, M, d)`): Samples.
@@ -80,16 +102,15 @@ def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> t
         `torch.Tensor` of shape `(G, K, d)`.
     """
     groups, count, _ = vectors.shape
-    rows = torch.arange(groups, device=vectors.device)[:, None]
-
-    def sample() -> torch.Tensor:
-        chosen = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
-        return vectors[rows, chosen]
-
-    centres = sample()
+    order = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
+    centres = vectors.take_along_dim(order[..., None], 1)
     for _ in range(num_iterations):
-        sizes, sums = code_statistics(vectors, nearest_code(vectors, centres), num_codes)
-        centres = torch.where(sizes[..., None] > 0, sums / sizes[..., None].clamp(min=1), sample())
+        codes = nearest_code(vectors, centres)
+        sizes, sums = code_statistics(vectors, codes, num_codes)
+        spares = draw_badly_served(vectors, centres.take_along_dim(codes[..., None], 1), num_codes)
+        lost = (sizes == 0)[..., None]
+        moved = torch.where(spares.isfinite(), spares, centres)
+        centres = torch.where(lost, moved, sums / sizes[..., None].clamp(min=1))
     return centres
 
 
@@ -183,7 +204,7 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor) -> None:
         """Fit every codebook to latents `(M, G, d)`, level by level."""
-        residual = latents.float().transpose(0, 1).contiguous()  # (G, M, d)
+        residual = latents.float().transpose(0, 1).clone()  # (G, M, d)
         for groups, books in zip(self.level_groups, self.level_codebooks, strict=True):
             self.initialize_level(residual[groups], books)
             residual[groups] -= self.quantize(residual[groups], books)[1]
@@ -343,13 +364,18 @@ class ResidualVectorQuantizer(ResidualQuantizer):
 
     @torch.no_grad()
     def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-        """Running means of the vectors that chose each code, Laplace-smoothed; dead codes move to random vectors."""
+        """Running means of the vectors that chose each code, Laplace-smoothed; dead codes move elsewhere."""
         levels = zip(residuals, codes, weights, strict=True)
         statistics = [code_statistics(vectors, found, self.num_codes, weight) for vectors, found, weight in levels]
         books = slice(0, sum(len(level) for level in residuals))  # fewer than Q under an explicit prefix
         counts = torch.cat([count for count, _ in statistics])
         sums = torch.cat([total for _, total in statistics])
-        spares = torch.cat([self._random_rows(*level) for level in zip(residuals, weights, strict=True)])
+        served = [
+            torch.where(weight[:, None], self.read(found, level), vectors)  # what does not count is not drawn
+            for vectors, found, weight, level in zip(residuals, codes, weights, self.level_codebooks, strict=False)
+        ]
+        drawn = [draw_badly_served(*level, self.num_codes) for level in zip(residuals, served, strict=True)]
+        spares = torch.cat(drawn)
         if is_distributed():
             packed = torch.cat([counts[..., None], sums], -1)
             dist.all_reduce(packed)
@@ -360,7 +386,7 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         size = self.cluster_size[books].lerp(counts, momentum)
         total = self.embed_sum[books].lerp(sums, momentum[..., None])
         uniform = size.mean(-1, keepdim=True)
-        dead = (size < self.threshold * uniform) & (fed > 0)
+        dead = (size < self.threshold * uniform) & (fed > 0) & spares.isfinite().all(-1)
         size = torch.where(dead, uniform, size)
         total = torch.where(dead[..., None], spares * uniform[..., None], total)
         mass, epsilon = size.sum(-1, keepdim=True), 1e-5
@@ -368,13 +394,6 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         self.cluster_size[books] = size
         self.embed_sum[books] = total
         self.codebook[books] = torch.where(fed[..., None] > 0, total / smoothed[..., None], self.codebook[books])
-
-    def _random_rows(self, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """K random ones of the vectors that count, for each codebook of a level: `(g, K, d)`."""
-        order = weight.to(torch.int8).argsort(descending=True, stable=True)
-        draws = torch.rand(residual.shape[0], self.num_codes, device=residual.device)
-        chosen = order[(draws * weight.sum()).long()]  # (g, K)
-        return residual[torch.arange(residual.shape[0], device=residual.device)[:, None], chosen]
 
 
 class ResidualFiniteScalarQuantizer(ResidualQuantizer):

@@ -15,6 +15,7 @@ from modeling_pose_tokenizer.quantization_pose_tokenizer import (
     ResidualFiniteScalarQuantizer,
     ResidualVectorQuantizer,
     code_statistics,
+    draw_badly_served,
     kmeans,
     nearest_code,
 )
@@ -140,6 +141,20 @@ def test_running_means_equal_the_formula() -> None:
     assert not output.codes[~valid[:, None].expand_as(output.codes)].any()
 
 
+def test_new_codes_are_not_drawn_from_what_is_served_already() -> None:
+    """Nine of ten vectors are the same, as of a hand that is missing: the new codes are among the tenth."""
+    torch.manual_seed(0)
+    vectors = torch.randn(2, 500, 3)
+    served = vectors.clone()
+    served[:, ::10] += 1.0
+    drawn = draw_badly_served(vectors, served, 200)
+    distances = torch.cdist(drawn, vectors[:, ::10]).amin(-1)
+    assert distances.max() < 1e-3
+    assert draw_badly_served(vectors, vectors, 5).isnan().all()
+    repeated = torch.cat([torch.zeros(1, 450, 3), vectors[:1, :50]], 1)
+    assert kmeans(repeated, 40)[0].unique(dim=0).shape[0] >= 36
+
+
 def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
     torch.manual_seed(0)
     quantizer = copy.deepcopy(trained_model("whole").quantizer).train()
@@ -231,7 +246,9 @@ def test_more_levels_lose_less(variant: str) -> None:
     quantizer = copy.deepcopy(trained_model(variant).quantizer)
     torch.manual_seed(0)
     latents = torch.randn(2000, quantizer.num_groups, quantizer.dim)
+    before = latents.clone()
     quantizer.initialize(latents)
+    assert torch.equal(latents, before)
     valid = torch.ones(1, 2000, dtype=torch.bool)
     errors = []
     for levels in range(1, quantizer.num_levels + 1):
