@@ -29,7 +29,8 @@ class QuantizerOutput:
     Attributes:
         quantized (`torch.Tensor` of shape `(B, S, G, d)`): Latents as the decoder gets them (straight-through).
         codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes; 0 at steps that are not valid.
-        commitment_loss (`torch.Tensor`): Mean squared distance between residuals and their codes, over valid entries.
+        commitment_loss (`torch.Tensor`): Mean distance between residuals and their codes over valid entries, as
+            2 (sqrt(1 + s) - 1) of the mean square s: s where it is small, and no outlier rules the gradient.
         quantization_error (`torch.Tensor`): Mean squared distance between latents and quantized, over valid entries.
     """
 
@@ -69,11 +70,11 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 
 def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -> torch.Tensor:
-    """Vectors drawn with a probability that grows with their distance from what serves them.
+    """Vectors drawn with a probability that grows with their distance from what serves them, and levels off.
 
     New codes come from here. A part of the body that is missing gives the same vector most of the time: drawn evenly,
-    most new codes would repeat the one that serves it already. (k-means++ draws by the squared distance, which
-    outliers of pose estimators would win.)
+    most new codes would repeat the one that serves it already. Drawn by the distance or its square, as k-means++ does,
+    most would go to the outliers of pose estimators.
 
     Args:
         vectors (`torch.Tensor` of shape `(G, M, d)`): Candidates.
@@ -84,7 +85,8 @@ def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -
     Returns:
         `torch.Tensor` of shape `(G, count, d)`; NaN where all are served perfectly.
     """
-    edges = (vectors - served).norm(dim=-1).double().cumsum(-1)  # (G, M)
+    distance = (vectors - served).norm(dim=-1).double()  # (G, M)
+    edges = (distance / (distance + distance.mean(-1, keepdim=True)).clamp(min=1e-12)).cumsum(-1)
     draws = torch.rand(len(vectors), count, device=vectors.device, dtype=torch.double) * edges[:, -1:]
     rows = torch.searchsorted(edges, draws, right=True).clamp(max=vectors.shape[1] - 1)
     return torch.where(edges[:, -1:, None] > 0, vectors.take_along_dim(rows[..., None], 1), torch.nan)
@@ -236,7 +238,7 @@ class ResidualQuantizer(nn.Module):
             inputs = torch.where(valid_row[:, None], inputs, 0.0)
             kept_levels = self._kept_levels(batch, steps, num_levels, num_quantizers, latents.device)
             residual, quantized = inputs.clone(), torch.zeros_like(inputs)
-            squared, entries = inputs.new_zeros(()), inputs.new_zeros(())
+            commitment, entries = inputs.new_zeros(()), inputs.new_zeros(())
             residuals, all_codes, weights = [], [], []
             for level in range(num_levels):
                 groups, books = self.level_groups[level], self.level_codebooks[level]
@@ -244,9 +246,9 @@ class ResidualQuantizer(nn.Module):
                 # Detached: the encoder learns through the straight-through sum below, once.
                 codes, vectors = self.quantize(here.detach(), books)
                 kept = valid_row & (kept_levels > level)
-                difference = (here - vectors.detach()).square().sum((0, 2))
-                squared = squared + torch.where(kept, difference, 0.0).sum()
-                entries = entries + kept.sum() * len(groups) * self.dim
+                squared = (here - vectors.detach()).square().mean(-1)  # (g, M)
+                commitment = commitment + torch.where(kept, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
+                entries = entries + kept.sum() * len(groups)
                 step = torch.where(kept[:, None], vectors, 0.0)
                 quantized = quantized.index_add(0, torch.tensor(groups, device=step.device), step)
                 residual = residual.index_add(0, torch.tensor(groups, device=step.device), step.detach(), alpha=-1)
@@ -262,7 +264,7 @@ class ResidualQuantizer(nn.Module):
         return QuantizerOutput(
             quantized=passed.transpose(0, 1).unflatten(0, (batch, steps)).to(latents.dtype),
             codes=torch.cat(all_codes).unflatten(1, (batch, steps)).transpose(0, 1),  # (B, Q, S)
-            commitment_loss=squared / entries.clamp(min=1),
+            commitment_loss=commitment / entries.clamp(min=1),
             quantization_error=error,
         )
 
