@@ -6,7 +6,7 @@ lie level-major, so those of one level are neighbours: level 0 of every group, t
 one, ...
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -144,7 +144,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(nn.Module, ABC):
     """What RVQ and FSQ share: the walk over levels, each on what the levels before it left over.
 
     A subclass says how one level looks up, reads back and learns: `lookup`, `read`, `learn`, `initialize_level`.
@@ -167,29 +167,30 @@ class ResidualQuantizer(nn.Module):
         self.num_codebooks = ends[-1]
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
+    @abstractmethod
     def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         """Codes `(g, M)` of residuals `(g, M, d)` in the level's codebooks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
         """Vectors `(g, M, d)` of codes `(g, M)`: the inverse of `lookup`."""
-        raise NotImplementedError
 
     def quantize(self, residual: torch.Tensor, books: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and vectors, with whatever gradient the codebook itself learns from."""
         codes = self.lookup(residual, books)
         return codes, self.read(codes, books)
 
+    @abstractmethod
     def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
         """Update codebooks from what a training batch looked up; called once per step, all levels together."""
 
+    @abstractmethod
     def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
         """Fit the level's codebooks to residuals `(g, M, d)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def codebook_usage(self) -> torch.Tensor:
         """Running counts `(Q, K)` of how often each code was chosen in training."""
-        raise NotImplementedError
 
     def check_levels(self, num_quantizers: int | None) -> int:
         """The number of levels asked for, all of them when `None`.
@@ -300,7 +301,7 @@ class ResidualQuantizer(nn.Module):
         """Codes `(B, Q, S)` of all levels or a prefix of them to latents `(B, S, G, d)`: the inverse of `encode`.
 
         Raises:
-            ValueError: a number of codebooks that is no prefix of levels, or a code outside 0..K-1.
+            ValueError: a number of codebooks that is no prefix of levels.
         """
         batch, num_books, steps = codes.shape
         prefixes = [books.stop for books in self.level_codebooks]
@@ -494,8 +495,8 @@ QUANTIZERS: dict[str, type[ResidualQuantizer]] = {
 }
 
 
-def broadcast_module(module: nn.Module, tensors: Sequence[torch.Tensor] | None = None) -> None:
+def broadcast_module(module: nn.Module) -> None:
     """Give every rank rank 0's parameters and buffers; nothing to do alone."""
     if is_distributed():
-        for tensor in tensors or [*module.parameters(), *module.buffers()]:
+        for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)

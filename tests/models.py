@@ -48,17 +48,22 @@ def random_poses(config: PoseTokenizerConfig, batch: int, frames: int, seed: int
     return poses
 
 
+def train_model(config: PoseTokenizerConfig, seed: int, steps: int, batch: int, frames: int) -> PoseTokenizerModel:
+    """A fresh model after a few steps of training on random motion, in training mode."""
+    torch.manual_seed(seed)
+    model = PoseTokenizerModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        model(random_poses(config, batch, frames, seed=step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
 @cache
 def trained_model(variant: str) -> PoseTokenizerModel:
     """A model of the variant after three steps of training, every parameter perturbed. Shared: do not change it."""
-    torch.manual_seed(0)
-    config = small_config(variant)
-    model = PoseTokenizerModel(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(3):
-        model(random_poses(config, 8, 24, seed=step)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    model = train_model(small_config(variant), seed=0, steps=3, batch=8, frames=24)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

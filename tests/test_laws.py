@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import VARIANTS, differing, random_poses, small_config, trained_model
+from models import VARIANTS, differing, random_poses, small_config, train_model, trained_model
 
 from modeling_pose_tokenizer import PoseTokenizerModel, PoseTokenizerStream
 
@@ -216,16 +216,7 @@ def test_a_causal_model_sees_no_future_and_another_does(variant: str) -> None:
 
 @variants
 def test_training_is_deterministic_for_a_seed(variant: str) -> None:
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        config = small_config(variant)
-        model = PoseTokenizerModel(config).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for step in range(2):
-            model(random_poses(config, 4, 12, seed=step)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        runs.append(model.state_dict())
+    config = small_config(variant)
+    runs = [train_model(config, seed=5, steps=2, batch=4, frames=12).state_dict() for _ in range(2)]
     for name, value in runs[0].items():
         assert torch.equal(value, runs[1][name]), name
