@@ -2,23 +2,24 @@
 """How fast a configuration encodes, decodes and trains, beside the processor's own matrix product.
 
 python benchmarks/speed.py --config configuration/small.yaml
+python benchmarks/speed.py --config configuration/small.yaml --full --output speed.json   # beside the learned peers
 
 All kinds of work take turns in one run, so that a change of the machine's speed meets them alike; figures are medians.
-Weights are random: the time does not depend on them.
+Weights are random: the time does not depend on them. The full comparison tries several micro-batches for each kind of
+work and runs under the default and a tuned allocator; it takes some tens of minutes on two cores.
 """
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from speed_tools import gemm_rate, gemm_work, measure
 
 from modeling_pose_tokenizer import PoseTokenizerModel
 from modeling_pose_tokenizer.presets import load_run_config
-
-GEMM_SIZE = 1024
 
 
 def make_work(model: PoseTokenizerModel, batch: int, frames: int) -> dict[str, Callable[[], object]]:
@@ -29,7 +30,6 @@ def make_work(model: PoseTokenizerModel, batch: int, frames: int) -> dict[str, C
     steps = model.get_encoded_length(frames)
     latents = torch.randn(batch, steps, len(config.group_names), config.codebook_dim)
     valid = torch.ones(batch, steps, dtype=torch.bool)
-    square = torch.randn(GEMM_SIZE, GEMM_SIZE)
     with torch.inference_mode():
         codes = model.eval().encode(poses).pose_codes
 
@@ -43,20 +43,25 @@ def make_work(model: PoseTokenizerModel, batch: int, frames: int) -> dict[str, C
         "forward": torch.inference_mode()(lambda: model(poses)),
         "quantizer": torch.inference_mode()(lambda: model.quantizer.encode(latents, valid)),
         "train": train,
-        "gemm": lambda: square @ square,
+        "gemm": gemm_work(),
     }
 
 
-def measure(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each kind of work, taken in turn after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def measure_ours(config: str, batch: int, frames: int, rounds: int) -> dict[str, Any]:
+    """Rates of the configuration alone, at one micro-batch."""
+    model = PoseTokenizerModel(load_run_config(["--config", config]).model_config())
+    model.quantizer.initialized.fill_(True)
+    seconds = measure(make_work(model, batch, frames), rounds)
+    gemm = seconds.pop("gemm")
+    return {
+        "config": config,
+        "threads": torch.get_num_threads(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "micro_batch": [batch, frames],
+        "gemm_gflops": round(gemm_rate(gemm) / 1e9, 1),
+        "frames_per_second": {name: round(batch * frames / value) for name, value in seconds.items()},
+        "milliseconds": {name: round(1e3 * value, 2) for name, value in seconds.items()},
+    }
 
 
 def main() -> None:
@@ -65,22 +70,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips of a micro-batch (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=64, help="frames of a clip (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=30, help="rounds, of which the median (default: %(default)s)")
+    parser.add_argument(
+        "--full", action="store_true", help="compare with the learned peers; needs the extra benchmark"
+    )
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="with --full: only these (ours, ConvRVQ-256, ...)")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
     args = parser.parse_args()
-    model = PoseTokenizerModel(load_run_config(["--config", args.config]).model_config())
-    model.quantizer.initialized.fill_(True)
-    seconds = measure(make_work(model, args.batch, args.frames), args.rounds)
-    gemm = seconds.pop("gemm")
-    frames = args.batch * args.frames
-    result = {
-        "config": args.config,
-        "threads": torch.get_num_threads(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "micro_batch": [args.batch, args.frames],
-        "gemm_gflops": round(2e-9 * GEMM_SIZE**3 / gemm, 1),
-        "frames_per_second": {name: round(frames / value) for name, value in seconds.items()},
-        "milliseconds": {name: round(1e3 * value, 2) for name, value in seconds.items()},
-    }
-    print(json.dumps(result, indent=1))
+    if args.full:
+        from speed_full import MODELS, Settings, compare, render
+
+        unknown = set(args.models or ()).difference(MODELS)
+        if unknown:
+            parser.error(f"unknown model {', '.join(sorted(unknown))}; expected some of {', '.join(MODELS)}")
+        result = compare(Settings(args.config, tuple(args.models or MODELS), args.rounds))
+        print(render(result))
+    else:
+        result = measure_ours(args.config, args.batch, args.frames, args.rounds)
+        print(json.dumps(result, indent=1))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ class PoseTokenizerConfig(PreTrainedConfig):
         quantizer (`str`, *optional*, defaults to `"rvq"`): `"rvq"` (arXiv 2107.03312) or `"fsq"` (arXiv 2309.15505).
         quantizer_dropout (`float`, *optional*, defaults to 0.5):
             Probability that a training sequence keeps a random prefix of the levels only.
+        key_interval (`int`, *optional*, defaults to 32):
+            Every so many code steps one is coded without prediction from the step before, so that a stream can be
+            entered there and no wrong code spreads further; 1 turns prediction in time off, 0 has only the first.
         ema_decay (`float`, *optional*, defaults to 0.99): Decay of the codebooks' running means.
         threshold_usage_ratio (`float`, *optional*, defaults to 0.1):
             A code used less than this share of uniform use is dead and is replaced.
@@ -106,6 +109,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
     codebook_dim: int = 32
     quantizer: str = "rvq"
     quantizer_dropout: int | float = 0.5
+    key_interval: int = 32
     ema_decay: int | float = 0.99
     threshold_usage_ratio: int | float = 0.1
     use_causal_conv: bool = False
@@ -138,6 +142,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} is {getattr(self, key)!r}; expected one of {', '.join(allowed)}.")
         at_least = {"hidden_size": 1, "joint_hidden_size": 1, "num_joint_layers": 0, "num_part_layers": 0}
+        at_least |= {"key_interval": 0}
         at_least |= {"downsampling_ratio": 1, "codebook_size": 2, "codebook_dim": 1, "kernel_size": 1}
         for key, least in at_least.items():
             if getattr(self, key) < least:

@@ -5,6 +5,7 @@ Letters: B batch, S code steps, N keypoints, P part nodes, V nodes of whichever 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ class CodecGraph:
         part_edges: Edges between the P part nodes.
         part_sizes: Keypoints of each part node.
         group_nodes, group_keypoints: Part nodes and keypoints of each of the G token groups.
+        anchors: For each of the N places, the place in the first group that its group hangs on (a hand on its wrist),
+            or -1 where there is none.
     """
 
     order: tuple[int, ...]
@@ -34,6 +37,7 @@ class CodecGraph:
     part_sizes: tuple[int, ...]
     group_nodes: tuple[int, ...]
     group_keypoints: tuple[int, ...]
+    anchors: tuple[int, ...]
 
     @classmethod
     def from_config(cls, config: PoseTokenizerConfig) -> "CodecGraph":
@@ -41,6 +45,14 @@ class CodecGraph:
         order = [keypoint for keypoints in layout.part_keypoints for keypoint in keypoints]
         place = {keypoint: index for index, keypoint in enumerate(order)}
         whole = config.token_groups == "whole"
+        first, *others = layout.group_keypoints.values()
+        anchors = [-1] * layout.num_keypoints
+        for keypoints in others:
+            inside = set(keypoints)
+            bones = [(a, b) if b in inside else (b, a) for a, b in layout.edges if (a in inside) != (b in inside)]
+            held = [place[outer] for outer, _ in bones if outer in first]
+            for keypoint in keypoints:
+                anchors[place[keypoint]] = held[0] if held else -1
         return cls(
             order=tuple(order),
             edges=tuple((place[parent], place[child]) for parent, child in layout.edges),
@@ -48,6 +60,7 @@ class CodecGraph:
             part_sizes=tuple(map(len, layout.part_keypoints)),
             group_nodes=(layout.num_parts,) if whole else tuple(len(nodes) for nodes in layout.parts.values()),
             group_keypoints=(layout.num_keypoints,) if whole else tuple(map(len, layout.group_keypoints.values())),
+            anchors=tuple(anchors),
         )
 
 
@@ -153,15 +166,39 @@ class PoseTokenizerGraphConv(nn.Module):
         return torch.matmul(adjacency.permute(1, 2, 0).flatten(1), projected)
 
 
+def hold(values: torch.Tensor, observed: torch.Tensor, first: torch.Tensor, causal: bool) -> torch.Tensor:
+    """Each keypoint's last observed value, before there is one the first that comes, or `first`.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, T, N, D)`): Values.
+        observed (`torch.BoolTensor` of shape `(B, T, N)`): Which of them are there.
+        first (`torch.Tensor` of shape `(B, N, D)`): What stands where none is there (yet).
+        causal (`bool`): Whether `first` stands in until the first value comes.
+    """
+    values = torch.cat([first[:, None], values], 1)
+    frames = torch.arange(1, values.shape[1], device=values.device)[:, None]
+    latest = torch.where(observed, frames, 0).cummax(1).values  # (B, T, N), 0: not yet
+    if not causal:
+        last = values.shape[1]
+        coming = torch.where(observed, frames, last).amin(1, keepdim=True)
+        latest = torch.where(latest == 0, torch.where(coming == last, 0, coming), latest)
+    return values.take_along_dim(latest[..., None], 1)
+
+
 class PoseTokenizerPaddingCache:
-    """The last steps that each causal convolution saw, so that a stream goes on where it stopped.
+    """What a stream needs of its past to go on where it stopped.
 
     Attributes:
-        states (`list[torch.Tensor]`): One `(B, kernel_size - 1, V, C)` per convolution, in the order of the layers.
+        states (`list[torch.Tensor]`): The last steps that each causal convolution saw, one
+            `(B, kernel_size - 1, V, C)` per convolution, in the order of the layers.
+        held (`torch.Tensor` of shape `(B, N, D - 1)`): Where each keypoint was seen last, relative to its anchor.
+        quantizer (`QuantizerState`): The quantizer's own.
     """
 
     def __init__(self, num_layers: int):
         self.states: list[torch.Tensor | None] = [None] * num_layers
+        self.held: torch.Tensor | None = None
+        self.quantizer: Any = None
 
     def extend(self, layer: int, hidden_states: torch.Tensor, length: int) -> torch.Tensor:
         """Put the past before `hidden_states` `(B, S, V, C)` and remember its last `length` steps."""

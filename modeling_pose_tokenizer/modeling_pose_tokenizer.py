@@ -28,6 +28,7 @@ from .graph_pose_tokenizer import (
     PoseTokenizerPaddingCache,
     PoseTokenizerPooling,
     PoseTokenizerUnpooling,
+    hold,
 )
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
@@ -36,11 +37,11 @@ if TYPE_CHECKING:  # transformers finds imports by text: so these travel with ev
     from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
     from .streaming_pose_tokenizer import PoseTokenizerStream  # noqa: F401
 
-# The network starts as a small correction of the linear path.
-INITIAL_NETWORK_GAIN = 0.01
+# The network starts as a small correction of the linear path: a thousandth of a shoulder width.
+INITIAL_NETWORK_GAIN = 0.001
 _Length = TypeVar("_Length", int, torch.Tensor)
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
-MAX_INITIAL_STEPS = 16384
+MAX_INITIAL_STEPS = 32768
 
 
 @dataclass
@@ -251,9 +252,10 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         self.post_init()
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """From the layout's order of keypoints to the network's (part by part), and back: both `(N,)`."""
-        order = torch.tensor(CodecGraph.from_config(self.config).order)
-        return {"keypoint_order": order, "keypoint_place": order.argsort()}
+        """From the layout's order of keypoints to the network's (part by part), back, and anchors: all `(N,)`."""
+        graph = CodecGraph.from_config(self.config)
+        order = torch.tensor(graph.order)
+        return {"keypoint_order": order, "keypoint_place": order.argsort(), "anchors": torch.tensor(graph.anchors)}
 
     @property
     def loss_function(self) -> nn.Module:  # type: ignore[misc]
@@ -307,10 +309,14 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             padding_cache = padding_cache or PoseTokenizerPaddingCache(
                 len(self.encoder.joint_layers) + len(self.encoder.part_layers)
             )
-        poses = self._complete(*self._clean(input_values, padding_mask))
+        cache = padding_cache if use_streaming else None
         step_mask = self._step_mask(input_values, padding_mask)
-        latents = self.encoder(poses, step_mask, padding_cache if use_streaming else None)
-        codes = self.quantizer.encode(latents, step_mask, num_quantizers)
+        values, observed = self._clean(input_values, padding_mask)
+        latents = self.encoder(self._complete(values, observed, cache), step_mask, cache)
+        if cache is not None and cache.quantizer is None:
+            cache.quantizer = self.quantizer.new_state(len(latents), latents.device)
+        state = None if cache is None else cache.quantizer
+        codes = self.quantizer.encode(latents, step_mask, self._seen(observed), num_quantizers, state)
         return self._result(PoseTokenizerEncoderOutput(codes, padding_cache), return_dict)
 
     def decode(
@@ -366,11 +372,9 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         if self.training and not torch.compiler.is_compiling() and not self.quantizer.initialized:
             self.initialize_from_data([{"input_values": input_values, "padding_mask": mask}])
         values, observed = self._clean(input_values, padding_mask)
-        poses = self._complete(values, observed)
         step_mask = self._step_mask(input_values, padding_mask)
-        latents = self.encoder(poses, step_mask)
-        real = F.pad(mask.bool(), (0, poses.shape[1] - frames)).unflatten(1, (-1, self.config.hop_length))
-        quantized = self.quantizer(latents, step_mask, real.any(-1), num_quantizers)
+        latents = self.encoder(self._complete(values, observed), step_mask)
+        quantized = self.quantizer(latents, step_mask, self._seen(observed), num_quantizers)
         pose_values = self._decode_latents(quantized.quantized, mask)
         losses = None
         if self.training:
@@ -405,40 +409,51 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             ValueError: the batches hold no real frame.
         """
         hop, device = self.config.hop_length, self.missing_pose.device
-        patches, seen = [], []
+        cleaned, masks = [], []
         for batch in batches:
             mask = batch["padding_mask"].to(device)
             values, observed = self._clean(batch["input_values"].to(device), mask)
-            real = F.pad(mask.bool(), (0, observed.shape[1] - mask.shape[1])).unflatten(1, (-1, hop)).any(-1)  # (B, S)
-            patches.append(values.unflatten(1, (-1, hop))[real])  # (m, h, N, D)
-            seen.append(observed.unflatten(1, (-1, hop))[real])
-        values, observed = torch.cat(patches), torch.cat(seen)
-        if not len(values):
+            if mask.any():
+                cleaned.append((values, observed))
+                masks.append(self.get_pose_codes_mask(mask))
+        if not cleaned:
             raise ValueError(
                 "initialize_from_data got no real frame; expected batches whose padding_mask is not all 0."
             )
-        if len(values) > MAX_INITIAL_STEPS:
-            kept = torch.randperm(len(values), device=device)[:MAX_INITIAL_STEPS]
-            values, observed = values[kept], observed[kept]
-        there = observed[..., None]
-        total = torch.where(there, values[..., :-1], 0.0).sum((0, 1))
-        self.missing_pose.copy_(total / there.sum((0, 1)).clamp(min=1))
-        poses = self._complete(values, observed)  # (m, h, N, D)
-        self._fit_linear_path(poses[..., :-1].transpose(1, 2).flatten(2))
-        # Each step alone: its neighbours in time were not kept, and the network starts as a small correction.
-        alone = torch.ones(1, 1, dtype=torch.bool, device=device)
-        latents = [self.encoder(piece, alone.expand(len(piece), 1)) for piece in poses.split(128)]
-        self.quantizer.initialize(torch.cat(latents)[:, 0])
+        steps = max(mask.shape[1] for mask in masks)  # batches may differ in length
+        values, observed = (
+            torch.cat([F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps * hop - x.shape[1])) for x in each])
+            for each in zip(*cleaned, strict=True)
+        )
+        step_mask = torch.cat([F.pad(mask, (0, steps - mask.shape[1])) for mask in masks])
+        kept = torch.randperm(len(values), device=device)[: max(1, MAX_INITIAL_STEPS // steps)]
+        values, observed, step_mask = values[kept], observed[kept], step_mask[kept]
+        self._fit_missing_pose(values, observed)
+        poses, seen = self._complete(values, observed), self._seen(observed)
+        self._fit_linear_path(poses[..., :-1].unflatten(1, (-1, hop)).transpose(2, 3), step_mask[..., None] & seen)
+        latents = [self.encoder(*piece) for piece in zip(poses.split(32), step_mask.split(32), strict=True)]
+        self.quantizer.initialize(torch.cat(latents), step_mask, seen)
         broadcast_module(self)
 
-    def _fit_linear_path(self, patches: torch.Tensor) -> None:
-        """PCA of each group's patches: `(m, N, h (D - 1))` to principal coordinates and back."""
+    def _fit_missing_pose(self, values: torch.Tensor, observed: torch.Tensor) -> None:
+        """The mean place of each keypoint, relative to its anchor where that is there too."""
+        coordinates, there = values[:, :, self.keypoint_order, :-1], observed[:, :, self.keypoint_order]
+        hangs = self.anchors >= 0
+        anchor = self.anchors.clamp(min=0)
+        coordinates = coordinates - torch.where(hangs[:, None], coordinates[:, :, anchor], 0.0)
+        there = there & (there[:, :, anchor] | ~hangs)
+        total = torch.where(there[..., None], coordinates, 0.0).sum((0, 1))
+        self.missing_pose.copy_(total / there.sum((0, 1)).clamp(min=1)[:, None])
+
+    def _fit_linear_path(self, patches: torch.Tensor, seen: torch.Tensor) -> None:
+        """PCA of each group's patches `(B, S, N, h, D - 1)` where it is seen `(B, S, G)`, and back."""
         encoder, decoder = self.encoder.linear_path, self.decoder.linear_path
         for tensor in (*encoder.parameters(), *decoder.parameters()):
             tensor.zero_()
         start = 0
         for group, size in enumerate(encoder.sizes):
-            rows = patches[:, start : start + size].flatten(1)  # (m, J h (D - 1))
+            there = seen[..., group] if seen[..., group].any() else torch.ones_like(seen[..., group])
+            rows = patches[:, :, start : start + size][there].flatten(1)  # (m, J h (D - 1))
             columns = slice(start * encoder.in_features, (start + size) * encoder.in_features)
             mean = rows.mean(0)
             covariance = (rows - mean).T @ (rows - mean) / len(rows)
@@ -467,10 +482,34 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         missing = -input_values.shape[1] % self.config.hop_length
         return F.pad(values, (0, 0, 0, 0, 0, missing)), F.pad(observed, (0, 0, 0, missing))
 
-    def _complete(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """The learned vector in place of each missing keypoint; keypoints in the network's order."""
-        coordinates = torch.where(observed[..., None], values[..., :-1], self.missing_pose.to(values.dtype))
-        return torch.cat([coordinates, values[..., -1:]], -1).index_select(2, self.keypoint_order)
+    def _complete(
+        self, values: torch.Tensor, observed: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
+        """Missing keypoints stay where they were seen last, relative to their anchor; keypoints in network order.
+
+        Before a keypoint is seen it is where it will be seen first, or in a causal model at a learned place. A hand
+        that is missed for some frames so moves with the arm, and its coming and going costs no bits.
+        """
+        observed = observed.index_select(2, self.keypoint_order)
+        values = values.index_select(2, self.keypoint_order)
+        first = self.missing_pose.to(values.dtype).expand(len(values), -1, -1)
+        if cache is not None and cache.held is not None:
+            first = cache.held
+        hangs, anchor = (self.anchors >= 0)[:, None], self.anchors.clamp(min=0)
+        causal = self.config.use_causal_conv
+        # What hangs on nothing is held first: anchors are among them.
+        coordinates = hold(values[..., :-1], observed, first, causal)
+        offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
+        if hangs.any():
+            coordinates = offsets + hold(values[..., :-1] - offsets, observed, first, causal)
+        if cache is not None:
+            cache.held = (coordinates - offsets)[:, -1]
+        return torch.cat([coordinates, values[..., -1:]], -1)
+
+    def _seen(self, observed: torch.Tensor) -> torch.Tensor:
+        """Token groups `(B, S, G)` with at least one keypoint observed `(B, S h, N)` in the step."""
+        steps = observed.index_select(2, self.keypoint_order).unflatten(1, (-1, self.config.hop_length)).any(2)
+        return torch.stack([group.any(-1) for group in steps.split(self.encoder.linear_path.sizes, -1)], -1)
 
     def _step_mask(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
         """Code steps `(B, S)` that are not padding."""

@@ -7,19 +7,21 @@ one, ...
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
+from .codebook_pose_tokenizer import code_statistics, draw_badly_served, kmeans, nearest_code
 from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .prediction_pose_tokenizer import PoseTokenizerPredictor
 
-# Rows of scores computed at a time on a CPU: 128 x 1024 floats stay in a core's second-level cache.
-ROWS_PER_CHUNK = 128
-# Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
-CODES_PER_BLOCK = 32
+# Rounds of fitting a level's prediction and codes to each other.
+FIT_ROUNDS = 2
 
 
 @dataclass
@@ -29,8 +31,8 @@ class QuantizerOutput:
     Attributes:
         quantized (`torch.Tensor` of shape `(B, S, G, d)`): Latents as the decoder gets them (straight-through).
         codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes; 0 at steps that are not valid.
-        commitment_loss (`torch.Tensor`): Mean distance between residuals and their codes over valid entries, as
-            2 (sqrt(1 + s) - 1) of the mean square s: s where it is small, and no outlier rules the gradient.
+        commitment_loss (`torch.Tensor`): Mean distance of latents to what is decoded of them at each level, for the
+            encoder, and to what was predicted of them, for the predictor; over valid entries, robust.
         quantization_error (`torch.Tensor`): Mean squared distance between latents and quantized, over valid entries.
     """
 
@@ -40,112 +42,45 @@ class QuantizerOutput:
     quantization_error: torch.Tensor
 
 
-def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code in Euclidean distance, the lowest one where several are equally near.
-
-    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for all codes: one matrix product ranks them.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(G, M, d)`): What to look up.
-        codebook (`torch.Tensor` of shape `(G, K, d)`): The codes of each group.
-
-    Returns:
-        `torch.LongTensor` of shape `(G, M)`.
-    """
-    square_norms = codebook.square().sum(-1)[:, None]  # (G, 1, K)
-    transposed = codebook.transpose(1, 2)
-    num_codes = codebook.shape[1]
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a chunk loop would freeze M
-    if traced or vectors.device.type != "cpu" or num_codes % CODES_PER_BLOCK:
-        return torch.baddbmm(square_norms, vectors, transposed, alpha=-2).argmin(-1)
-    codes = torch.empty(vectors.shape[:2], dtype=torch.long)
-    for start in range(0, vectors.shape[1], ROWS_PER_CHUNK):
-        chunk = slice(start, start + ROWS_PER_CHUNK)
-        scores = torch.baddbmm(square_norms, vectors[:, chunk], transposed, alpha=-2)
-        blocks = scores.unflatten(-1, (-1, CODES_PER_BLOCK))  # (G, m, K / 32, 32)
-        block = blocks.amin(-1).argmin(-1, keepdim=True)  # (G, m, 1)
-        inside = blocks.take_along_dim(block[..., None], 2)[..., 0, :].argmin(-1)
-        codes[:, chunk] = block[..., 0] * CODES_PER_BLOCK + inside
-    return codes
-
-
-def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -> torch.Tensor:
-    """Vectors drawn with a probability that grows with their distance from what serves them, and levels off.
-
-    New codes come from here. A part of the body that is missing gives the same vector most of the time: drawn evenly,
-    most new codes would repeat the one that serves it already. Drawn by the distance or its square, as k-means++ does,
-    most would go to the outliers of pose estimators.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(G, M, d)`): Candidates.
-        served (`torch.Tensor` of shape `(G, M, d)`): The code of each; equal to the vector itself where it must not be
-            drawn.
-        count (`int`): How many to draw, with repetition.
-
-    Returns:
-        `torch.Tensor` of shape `(G, count, d)`; NaN where all are served perfectly.
-    """
-    distance = (vectors - served).norm(dim=-1).double()  # (G, M)
-    edges = (distance / (distance + distance.mean(-1, keepdim=True)).clamp(min=1e-12)).cumsum(-1)
-    draws = torch.rand(len(vectors), count, device=vectors.device, dtype=torch.double) * edges[:, -1:]
-    rows = torch.searchsorted(edges, draws, right=True).clamp(max=vectors.shape[1] - 1)
-    return torch.where(edges[:, -1:, None] > 0, vectors.take_along_dim(rows[..., None], 1), torch.nan)
-
-
-def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> torch.Tensor:
-    """Lloyd's algorithm from a random sample; a centre that lost its points moves to a badly served vector.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(G, M, d)`): Samples.
-        num_codes (`int`): K.
-        num_iterations (`int`, *optional*, defaults to 10): Rounds.
-
-    Returns:
-        `torch.Tensor` of shape `(G, K, d)`.
-    """
-    groups, count, _ = vectors.shape
-    order = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
-    centres = vectors.take_along_dim(order[..., None], 1)
-    for _ in range(num_iterations):
-        codes = nearest_code(vectors, centres)
-        sizes, sums = code_statistics(vectors, codes, num_codes)
-        spares = draw_badly_served(vectors, centres.take_along_dim(codes[..., None], 1), num_codes)
-        lost = (sizes == 0)[..., None]
-        moved = torch.where(spares.isfinite(), spares, centres)
-        centres = torch.where(lost, moved, sums / sizes[..., None].clamp(min=1))
-    return centres
-
-
-def code_statistics(
-    vectors: torch.Tensor, codes: torch.Tensor, num_codes: int, weight: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How often each code was chosen, and the sum of the vectors that chose it.
-
-    Args:
-        vectors (`torch.Tensor` of shape `(G, M, d)`): What was looked up.
-        codes (`torch.LongTensor` of shape `(G, M)`): What was found.
-        num_codes (`int`): K.
-        weight (`torch.Tensor` of shape `(M,)`, *optional*): 1 where the vector counts, 0 elsewhere.
-
-    Returns:
-        `(counts (G, K), sums (G, K, d))`.
-    """
-    groups, count, dim = vectors.shape
-    offset = torch.arange(groups, device=codes.device)[:, None] * num_codes
-    flat = (codes + offset).reshape(-1)  # (G M,)
-    weights = vectors.new_ones(count) if weight is None else weight.to(vectors.dtype)
-    counts = vectors.new_zeros(groups * num_codes).index_add_(0, flat, weights.repeat(groups))
-    sums = vectors.new_zeros(groups * num_codes, dim)
-    sums.index_add_(0, flat, (vectors * weights[:, None]).reshape(-1, dim))
-    return counts.view(groups, num_codes), sums.view(groups, num_codes, dim)
-
-
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+@dataclass
+class QuantizerState:
+    """Where a stream stands.
+
+    Attributes:
+        step (`int`): Code steps so far.
+        latents (`torch.Tensor` of shape `(L + 1, G, B, d)`): The last step's, entry l decoded up to level l - 1.
+    """
+
+    step: int
+    latents: torch.Tensor
+
+
+@dataclass
+class Walk:
+    """What quantizing a batch of sequences found, step by step.
+
+    Attributes:
+        codes (`torch.LongTensor` of shape `(Q, S, B)`): Codes.
+        residuals (`torch.Tensor` of shape `(Q, S, B, d)`): What was looked up: latents less their prediction.
+        latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Decoded latents, entry l up to level l - 1.
+    """
+
+    codes: torch.Tensor
+    residuals: torch.Tensor
+    latents: torch.Tensor
+
+
+# Step, prediction (g, M, d), its groups, their codebooks -> what the codes add to it (g, M, d).
+Say = Callable[[int, torch.Tensor, list[int], slice], torch.Tensor]
+
+
 class ResidualQuantizer(nn.Module, ABC):
-    """What RVQ and FSQ share: the walk over levels, each on what the levels before it left over.
+    """What RVQ and FSQ share: the walk over code steps and levels, each on what prediction and the levels before it
+    left over.
 
     A subclass says how one level looks up, reads back and learns: `lookup`, `read`, `learn`, `initialize_level`.
     """
@@ -156,15 +91,21 @@ class ResidualQuantizer(nn.Module, ABC):
         self.num_codes = config.codebook_size
         self.dim = config.codebook_dim
         self.dropout = config.quantizer_dropout
+        self.key_interval = config.key_interval
         self.num_levels = config.num_levels
         levels = config.levels_per_group
-        # Which groups have a codebook at each level, and where the level's codebooks lie among the Q.
-        self.level_groups = [[g for g in range(self.num_groups) if levels[g] > level] for level in range(max(levels))]
-        ends = [sum(map(len, self.level_groups[: level + 1])) for level in range(self.num_levels)]
-        self.level_codebooks = [
-            slice(end - len(groups), end) for end, groups in zip(ends, self.level_groups, strict=True)
-        ]
-        self.num_codebooks = ends[-1]
+        owners = [(g, level) for level in range(self.num_levels) for g in range(self.num_groups) if levels[g] > level]
+        self.num_codebooks = len(owners)
+        # A stage is what is looked up at once: at each level the first group, which predicts the others, and then
+        # those. (level, groups, where their codebooks lie among the Q)
+        self.stages: list[tuple[int, list[int], slice]] = []
+        for level in range(self.num_levels):
+            for first in (True, False):
+                books = [q for q, (g, own) in enumerate(owners) if own == level and (g == 0) == first]
+                if books:
+                    groups = [owners[q][0] for q in books]
+                    self.stages.append((level, groups, slice(books[0], books[-1] + 1)))
+        self.predictor = PoseTokenizerPredictor(owners, self.dim)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     @abstractmethod
@@ -175,14 +116,15 @@ class ResidualQuantizer(nn.Module, ABC):
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
         """Vectors `(g, M, d)` of codes `(g, M)`: the inverse of `lookup`."""
 
-    def quantize(self, residual: torch.Tensor, books: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes and vectors, with whatever gradient the codebook itself learns from."""
-        codes = self.lookup(residual, books)
-        return codes, self.read(codes, books)
-
     @abstractmethod
-    def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-        """Update codebooks from what a training batch looked up; called once per step, all levels together."""
+    def learn(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> None:
+        """Update codebooks from what a training batch looked up, all at once.
+
+        Args:
+            residuals (`torch.Tensor` of shape `(q, M, d)`): What was looked up in the first q codebooks.
+            codes (`torch.LongTensor` of shape `(q, M)`): What was found.
+            weights (`torch.BoolTensor` of shape `(q, M)`): What counts.
+        """
 
     @abstractmethod
     def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
@@ -204,20 +146,67 @@ class ResidualQuantizer(nn.Module, ABC):
             raise ValueError(f"num_quantizers is {num_quantizers}; this model has 1 to {self.num_levels} levels.")
         return num_quantizers
 
+    def stages_of(self, num_levels: int) -> list[tuple[int, list[int], slice]]:
+        return [stage for stage in self.stages if stage[0] < num_levels]
+
+    def _is_key(self, step: int) -> bool:
+        return step == 0 or (self.key_interval > 0 and step % self.key_interval == 0)
+
+    def new_state(self, batch: int, device: torch.device) -> QuantizerState:
+        """Where a stream begins."""
+        return QuantizerState(0, torch.zeros(self.num_levels + 1, self.num_groups, batch, self.dim, device=device))
+
     @torch.no_grad()
-    def initialize(self, latents: torch.Tensor) -> None:
-        """Fit every codebook to latents `(M, G, d)`, level by level."""
-        residual = latents.float().transpose(0, 1).clone()  # (G, M, d)
-        for groups, books in zip(self.level_groups, self.level_codebooks, strict=True):
-            self.initialize_level(residual[groups], books)
-            residual[groups] -= self.quantize(residual[groups], books)[1]
-        self.initialized.fill_(True)
+    def walk(
+        self, latents: torch.Tensor, seen: torch.Tensor, num_levels: int, state: QuantizerState | None = None
+    ) -> Walk:
+        """Quantize sequences in a closed loop: each step is predicted from what the decoder will have of the last one.
+
+        Args:
+            latents (`torch.Tensor` of shape `(S, G, B, d)`): What the encoder says.
+            seen (`torch.BoolTensor` of shape `(S, G, B)`): Where there is something to say; elsewhere the prediction
+                stands, which a code of 0 says in a codebook that has a zero vector.
+            num_levels (`int`): Levels to use.
+            state (`QuantizerState`, *optional*): That of a stream; it is moved on.
+        """
+        state = self.new_state(latents.shape[2], latents.device) if state is None else state
+        codes: list[torch.Tensor] = []
+        residuals: list[torch.Tensor] = []
+
+        def say(step: int, expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
+            there = seen[step, groups][..., None]
+            residuals.append(torch.where(there, latents[step, groups] - expected, 0.0))
+            codes.append(self.lookup(residuals[-1], books))
+            return self.read(codes[-1], books)
+
+        decoded = [self._advance(state, num_levels, step, say) for step in range(len(latents))]
+        return Walk(
+            codes=_by_step(codes, len(latents)),
+            residuals=_by_step(residuals, len(latents)),
+            latents=torch.stack(decoded),
+        )
+
+    def _advance(self, state: QuantizerState, num_levels: int, step: int, say: Say) -> torch.Tensor:
+        """One code step: `say` tells what to add to each prediction. Moves the state on; returns its latents."""
+        stages, key = self.stages_of(num_levels), self._is_key(state.step)
+        from_past = None if key else self.predictor.from_past(state.latents, slice(0, stages[-1][2].stop))
+        levels = [state.latents[0]]  # nothing is decoded yet: zeros
+        for level, groups, books in stages:
+            if len(levels) == level + 1:
+                levels.append(levels[level].clone())
+            present = self.predictor.present_inputs(levels, groups, level)
+            expected = self.predictor.from_present(present, books, key)
+            expected = expected if from_past is None else expected + from_past[books]
+            levels[level + 1][groups] = expected + say(step, expected, groups, books)
+        levels += [levels[-1]] * (self.num_levels + 1 - len(levels))
+        state.latents, state.step = torch.stack(levels), state.step + 1
+        return state.latents
 
     def forward(
         self,
         latents: torch.Tensor,
         valid: torch.Tensor,
-        observed: torch.Tensor | None = None,
+        seen: torch.Tensor | None = None,
         num_quantizers: int | None = None,
     ) -> QuantizerOutput:
         """Quantize, and in training mode learn.
@@ -225,77 +214,118 @@ class ResidualQuantizer(nn.Module, ABC):
         Args:
             latents (`torch.Tensor` of shape `(B, S, G, d)`): What the encoder says.
             valid (`torch.BoolTensor` of shape `(B, S)`): Steps that are not padding.
-            observed (`torch.BoolTensor` of shape `(B, S)`, *optional*):
-                Steps with at least one real frame: only these teach the codebooks. Defaults to `valid`.
+            seen (`torch.BoolTensor` of shape `(B, S, G)`, *optional*):
+                Where at least one keypoint of the group was observed: only there is something to say and to learn.
             num_quantizers (`int`, *optional*): Levels to use; all by default, a random prefix in training.
         """
         num_levels = self.check_levels(num_quantizers)
-        batch, steps = valid.shape
-        valid_row = valid.reshape(-1)  # (M,)
-        observed_row = valid_row if observed is None else observed.reshape(-1)
         # Codes are fp32 whatever the model computes in: a rounded distance is another code.
         with torch.autocast(latents.device.type, enabled=False):
-            inputs = latents.float().flatten(0, 1).transpose(0, 1)  # (G, M, d)
-            inputs = torch.where(valid_row[:, None], inputs, 0.0)
-            kept_levels = self._kept_levels(batch, steps, num_levels, num_quantizers, latents.device)
-            residual, quantized = inputs.clone(), torch.zeros_like(inputs)
-            commitment, entries = inputs.new_zeros(()), inputs.new_zeros(())
-            residuals, all_codes, weights = [], [], []
-            for level in range(num_levels):
-                groups, books = self.level_groups[level], self.level_codebooks[level]
-                here = residual[groups]  # (g, M, d)
-                # Detached: the encoder learns through the straight-through sum below, once.
-                codes, vectors = self.quantize(here.detach(), books)
-                kept = valid_row & (kept_levels > level)
-                squared = (here - vectors.detach()).square().mean(-1)  # (g, M)
-                commitment = commitment + torch.where(kept, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
-                entries = entries + kept.sum() * len(groups)
-                step = torch.where(kept[:, None], vectors, 0.0)
-                quantized = quantized.index_add(0, torch.tensor(groups, device=step.device), step)
-                residual = residual.index_add(0, torch.tensor(groups, device=step.device), step.detach(), alpha=-1)
-                residuals.append(here.detach())
-                all_codes.append(torch.where(valid_row, codes, 0))
-                weights.append(kept & observed_row)
+            inputs, there = self._arrange(latents, valid, seen)
+            found = self.walk(inputs.detach(), there, num_levels)
+            kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
+            rows = torch.arange(len(valid), device=latents.device)
+            quantized = found.latents[:, kept, :, rows].permute(1, 2, 0, 3)  # (S, G, B, d)
+            entries = there.sum().clamp(min=1)
+            error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
+            commitment = latents.new_zeros(())
             if self.training:
-                self.learn(residuals, all_codes, weights)
-            error = torch.where(valid_row[:, None], (inputs - quantized).detach().square(), 0.0).sum()
-            error = error / (valid_row.sum() * self.num_groups * self.dim).clamp(min=1)
+                counts = self._counts(there, kept, num_levels)
+                commitment, learned = self._losses(inputs, found, counts, kept, num_levels)
+                quantized = quantized + learned
+                self.learn(found.residuals.flatten(1, 2), found.codes.flatten(1), counts.flatten(1))
             # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
             passed = quantized + (inputs - inputs.detach())
         return QuantizerOutput(
-            quantized=passed.transpose(0, 1).unflatten(0, (batch, steps)).to(latents.dtype),
-            codes=torch.cat(all_codes).unflatten(1, (batch, steps)).transpose(0, 1),  # (B, Q, S)
-            commitment_loss=commitment / entries.clamp(min=1),
-            quantization_error=error,
+            quantized=passed.permute(2, 0, 1, 3).to(latents.dtype),
+            codes=torch.where(valid[:, None], found.codes.permute(2, 0, 1), 0),  # (B, Q, S)
+            commitment_loss=commitment,
+            quantization_error=error / (entries * self.dim),
         )
 
+    def _arrange(
+        self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Time first: latents `(S, G, B, d)` in fp32, zeros in padding, and where there is something to say."""
+        there = valid[..., None].expand(latents.shape[:3])
+        inputs = torch.where(there[..., None], latents.float(), 0.0).permute(1, 2, 0, 3)
+        there = there if seen is None else there & seen
+        return inputs, there.permute(1, 2, 0)
+
+    def _counts(self, there: torch.Tensor, kept: torch.Tensor, num_levels: int) -> torch.Tensor:
+        """Which entries of each codebook `(q, S, B)` count: something was to say, and the sequence kept the level."""
+        return torch.cat(
+            [there[:, groups].transpose(0, 1) & (kept > level) for level, groups, _ in self.stages_of(num_levels)]
+        )
+
+    def _losses(
+        self, inputs: torch.Tensor, found: Walk, counts: torch.Tensor, kept: torch.Tensor, num_levels: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Commitment and prediction loss, and zeros `(S, G, B, d)` that carry a codebook's own gradient.
+
+        The walk knows no gradients: here all steps are computed at once, from the latents that it found.
+        """
+        goals = inputs.detach().transpose(0, 1).flatten(1, 2)  # (G, S B, d)
+        total, learned, key = inputs.new_zeros(()), torch.zeros_like(inputs), self._key_rows(inputs)
+        for level, groups, own in self.stages_of(num_levels):
+            # Latents stay near what is decoded of them (arXiv 1711.00937).
+            decoded = found.latents[:, level + 1, groups]
+            total = total + _robust_sum(inputs[:, groups] - decoded, counts[own].transpose(0, 1))
+            present, past = self._inputs(found.latents, level, groups, own)
+            missed = goals[groups] - self._expected(present, past, own, key)
+            total = total + _robust_sum(missed, counts[own].flatten(1))
+            vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
+            if vectors is not None:
+                carried = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
+                learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), carried.transpose(0, 1))
+        return total / counts.sum().clamp(min=1), learned
+
+    def read_learned(self, residual: torch.Tensor, books: slice) -> torch.Tensor | None:
+        """Vectors `(g, M, d)` for residuals with the gradient that the codebook learns from, where it has one."""
+        return None
+
+    def _key_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """Which of the S B rows of latents `(S, G, B, d)` are key steps."""
+        key = [self._is_key(step) for step in range(len(latents))]
+        return torch.tensor(key, device=latents.device).repeat_interleave(latents.shape[2])
+
+    def _inputs(
+        self, known: torch.Tensor, level: int, groups: list[int], books: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predictor's inputs `(g, S B, ...)` of this step and the one before: `(S, L + 1, G, B, d)` of all."""
+        now, before = (x.permute(1, 2, 0, 3, 4).flatten(2, 3) for x in (known, known.roll(1, 0)))
+        present = self.predictor.present_inputs(list(now), groups, level)
+        return present, self.predictor.past_inputs(before, books)
+
+    def _expected(self, present: torch.Tensor, past: torch.Tensor, books: slice, key: torch.Tensor) -> torch.Tensor:
+        """Predictions `(g, S B, d)` of all steps at once."""
+        usual = self.predictor.from_present(present, books, False) + torch.bmm(past, self.predictor.past[books])
+        return torch.where(key[:, None], self.predictor.from_present(present, books, True), usual)
+
     def _kept_levels(
-        self, batch: int, steps: int, num_levels: int, num_quantizers: int | None, device: torch.device
+        self, batch: int, num_levels: int, num_quantizers: int | None, device: torch.device
     ) -> torch.Tensor:
-        """Levels each of the M steps keeps: in training a random prefix for some sequences: prefixes must decode."""
+        """Levels each sequence `(B,)` keeps: in training a random prefix for some of them: prefixes must decode."""
         kept = torch.full((batch,), num_levels, device=device)
         if self.training and num_quantizers is None and self.dropout > 0:
             shortened = torch.randint(1, num_levels + 1, (batch,), device=device)
             kept = torch.where(torch.rand(batch, device=device) < self.dropout, shortened, kept)
-        return kept.repeat_interleave(steps)
+        return kept
 
     @torch.no_grad()
-    def encode(self, latents: torch.Tensor, valid: torch.Tensor, num_quantizers: int | None = None) -> torch.Tensor:
+    def encode(
+        self,
+        latents: torch.Tensor,
+        valid: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        state: QuantizerState | None = None,
+    ) -> torch.Tensor:
         """Latents `(B, S, G, d)` to codes `(B, Q, S)`: `forward` without gradients, losses and learning."""
-        batch, steps = valid.shape
-        valid_row = valid.reshape(-1)
         with torch.autocast(latents.device.type, enabled=False):
-            residual = latents.float().flatten(0, 1).transpose(0, 1)  # (G, M, d)
-            residual = torch.where(valid_row[:, None], residual, 0.0)
-            codes = []
-            num_levels = self.check_levels(num_quantizers)
-            for level in range(num_levels):
-                groups, books = self.level_groups[level], self.level_codebooks[level]
-                here = residual[groups]
-                codes.append(self.lookup(here, books))
-                if level + 1 < num_levels:
-                    residual[groups] = here - self.read(codes[-1], books)
-        return torch.where(valid_row, torch.cat(codes), 0).unflatten(1, (batch, steps)).transpose(0, 1)
+            inputs, there = self._arrange(latents, valid, seen)
+            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state).codes
+        return torch.where(valid[:, None], codes.permute(2, 0, 1), 0)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes `(B, Q, S)` of all levels or a prefix of them to latents `(B, S, G, d)`: the inverse of `encode`.
@@ -304,27 +334,79 @@ class ResidualQuantizer(nn.Module, ABC):
             ValueError: a number of codebooks that is no prefix of levels.
         """
         batch, num_books, steps = codes.shape
-        prefixes = [books.stop for books in self.level_codebooks]
+        prefixes = [self.stages_of(levels)[-1][2].stop for levels in range(1, self.num_levels + 1)]
         if num_books not in prefixes:
             raise ValueError(
                 f"pose_codes has {num_books} codebooks; this model's levels need {' or '.join(map(str, prefixes))}."
             )
-        flat = codes.transpose(0, 1).flatten(1)  # (Q, M)
-        latents = torch.zeros(self.num_groups, batch * steps, self.dim, device=codes.device)
-        for level in range(prefixes.index(num_books) + 1):
-            groups, books = self.level_groups[level], self.level_codebooks[level]
-            latents = latents.index_add(0, torch.tensor(groups, device=codes.device), self.read(flat[books], books))
-        return latents.transpose(0, 1).unflatten(0, (batch, steps))
+        num_levels = prefixes.index(num_books) + 1
+        vectors = self.read(codes.permute(1, 2, 0).flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
+        state = self.new_state(batch, codes.device)
+
+        def say(step: int, expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
+            return vectors[books, step]
+
+        decoded = [self._advance(state, num_levels, step, say)[-1] for step in range(steps)]
+        return torch.stack(decoded).permute(2, 0, 1, 3)
+
+    @torch.no_grad()
+    def initialize(self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None = None) -> None:
+        """Fit prediction and codebooks to sequences of latents `(B, S, G, d)`, level by level.
+
+        What a level predicts from depends on its own codes: it is fitted as if they were perfect, and again to what
+        they turn out to be.
+        """
+        targets, there = self._arrange(latents, valid, seen)
+        key = self._key_rows(targets)
+        goals = targets.transpose(0, 1).flatten(1, 2)  # (G, S B, d)
+        weights = there.transpose(0, 1).flatten(1)  # (G, S B)
+        self.predictor.reset_parameters()
+        known = self.new_state(len(valid), targets.device).latents.expand(len(targets), -1, -1, -1, -1)
+        for level, groups, own in self.stages:
+            known = known.clone()
+            known[:, level + 1, groups] = targets[:, groups]
+            for _ in range(FIT_ROUNDS):
+                present, past = self._inputs(known, level, groups, own)
+                self.predictor.fit(own, goals[groups], present, past, weights[groups], key)
+                residual = goals[groups] - self._expected(present, past, own, key)
+                self.initialize_level(_repeat_what_counts(residual, weights[groups]), own)
+                known = self.walk(targets, there, level + 1).latents
+        self.initialized.fill_(True)
+
+
+def _by_step(stages: list[torch.Tensor], steps: int) -> torch.Tensor:
+    """What the stages of each of the steps found, `(g, ...)` each, to `(Q, S, ...)`."""
+    per_step = len(stages) // steps
+    return torch.stack([torch.cat(stages[i : i + per_step]) for i in range(0, len(stages), per_step)], 1)
+
+
+def _robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True.
+
+    It is s where it is small, and no outlier rules the gradient.
+    """
+    squared = difference.square().mean(-1)
+    return torch.where(weight, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
+
+
+def _repeat_what_counts(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The vectors `(g, M, d)` that count, each group's repeated until there are M; all of them where none counts."""
+    rows = []
+    for weight in weights:
+        chosen = weight.nonzero()[:, 0] if weight.any() else torch.arange(len(weight), device=weight.device)
+        rows.append(chosen[torch.arange(len(weight), device=weight.device) % len(chosen)])
+    return vectors.take_along_dim(torch.stack(rows)[..., None], 1)
 
 
 class ResidualVectorQuantizer(ResidualQuantizer):
     """Residual vector quantization (SoundStream, arXiv 2107.03312) with codebooks that are running means.
 
+    Code 0 of every codebook is the zero vector: it says that the prediction stands, as where a hand is not seen.
+
     Buffers:
         initialized: whether k-means has run.
         codebook (Q, K, d): the codes.
         cluster_size (Q, K): running count of each code's vectors.
-        embed_sum (Q, K, d): running sum of each code's vectors.
     """
 
     def __init__(self, config: PoseTokenizerConfig):
@@ -335,16 +417,15 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         # Random codes, so that a model without training still tells its inputs apart; k-means replaces them.
         self.register_buffer("codebook", torch.empty(shape))
         self.register_buffer("cluster_size", torch.ones(shape[:2]))
-        self.register_buffer("embed_sum", torch.empty(shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         generator = torch.Generator().manual_seed(0)
         codes = torch.randn(self.codebook.shape, generator=generator, device="cpu") * self.dim**-0.5
+        codes[:, 0] = 0.0
         init.zeros_(self.initialized)
         init.copy_(self.codebook, codes)
         init.ones_(self.cluster_size)
-        init.copy_(self.embed_sum, codes)
 
     def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         return nearest_code(residual, self.codebook[books].float())
@@ -357,46 +438,45 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         return self.cluster_size
 
     def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
-        centres = kmeans(residual, self.num_codes)
+        centres = F.pad(kmeans(residual, self.num_codes - 1), (0, 0, 1, 0))
         sizes, _ = code_statistics(residual, nearest_code(residual, centres), self.num_codes)
-        # A running count starts as if the sample had come in steps of the usual size, K vectors.
-        sizes = sizes * (self.num_codes / residual.shape[1])
         self.codebook[books] = centres
-        self.cluster_size[books] = sizes
-        self.embed_sum[books] = centres * sizes[..., None]
+        # A running count starts as if the sample had come in steps of the usual size, K vectors.
+        self.cluster_size[books] = sizes * (self.num_codes / residual.shape[1])
+
+    def _smoothed(self, size: torch.Tensor) -> torch.Tensor:
+        """Laplace-smoothed counts `(q, K)`."""
+        mass, epsilon = size.sum(-1, keepdim=True), 1e-5
+        return (size + epsilon) / (mass + self.num_codes * epsilon) * mass
 
     @torch.no_grad()
-    def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
+    def learn(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> None:
         """Running means of the vectors that chose each code, Laplace-smoothed; dead codes move elsewhere."""
-        levels = zip(residuals, codes, weights, strict=True)
-        statistics = [code_statistics(vectors, found, self.num_codes, weight) for vectors, found, weight in levels]
-        books = slice(0, sum(len(level) for level in residuals))  # fewer than Q under an explicit prefix
-        counts = torch.cat([count for count, _ in statistics])
-        sums = torch.cat([total for _, total in statistics])
-        served = [
-            torch.where(weight[:, None], self.read(found, level), vectors)  # what does not count is not drawn
-            for vectors, found, weight, level in zip(residuals, codes, weights, self.level_codebooks, strict=False)
-        ]
-        drawn = [draw_badly_served(*level, self.num_codes) for level in zip(residuals, served, strict=True)]
-        spares = torch.cat(drawn)
+        books = slice(0, len(codes))  # fewer than Q under an explicit prefix
+        counts, sums = code_statistics(residuals, codes, self.num_codes, weights)
+        # What does not count is not drawn: it is served by itself.
+        served = torch.where(weights[..., None], self.read(codes, books), residuals)
+        spares = draw_badly_served(residuals, served, self.num_codes)
         if is_distributed():
             packed = torch.cat([counts[..., None], sums], -1)
             dist.all_reduce(packed)
             counts, sums = packed[..., 0], packed[..., 1:]
             dist.broadcast(spares, src=0)
-        fed = (counts.sum(-1, keepdim=True) > 0).to(counts.dtype)  # a level that dropout left empty forgets nothing
+        fed = counts.sum(-1, keepdim=True) > 0  # a level that dropout left empty forgets nothing
         momentum = (1 - self.decay) * fed
-        size = self.cluster_size[books].lerp(counts, momentum)
-        total = self.embed_sum[books].lerp(sums, momentum[..., None])
+        before = self.cluster_size[books]
+        size = before.lerp(counts, momentum)
+        # The running sum is the code times its smoothed count.
+        total = (self.codebook[books] * self._smoothed(before)[..., None]).lerp(sums, momentum[..., None])
         uniform = size.mean(-1, keepdim=True)
-        dead = (size < self.threshold * uniform) & (fed > 0) & spares.isfinite().all(-1)
+        dead = (size < self.threshold * uniform) & fed & spares.isfinite().all(-1)
+        dead[:, 0] = False
         size = torch.where(dead, uniform, size)
         total = torch.where(dead[..., None], spares * uniform[..., None], total)
-        mass, epsilon = size.sum(-1, keepdim=True), 1e-5
-        smoothed = (size + epsilon) / (mass + self.num_codes * epsilon) * mass
+        codebook = torch.where(fed[..., None], total / self._smoothed(size)[..., None], self.codebook[books])
+        codebook[:, 0] = 0.0
         self.cluster_size[books] = size
-        self.embed_sum[books] = total
-        self.codebook[books] = torch.where(fed[..., None] > 0, total / smoothed[..., None], self.codebook[books])
+        self.codebook[books] = codebook
 
 
 class ResidualFiniteScalarQuantizer(ResidualQuantizer):
@@ -460,9 +540,8 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
         return self._place(self._to_grid(codes), books)
 
-    def quantize(self, residual: torch.Tensor, books: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        grid = self._grid(residual, books)
-        return self._to_codes(grid), self._place(grid, books)
+    def read_learned(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+        return self._place(self._grid(residual, books), books)
 
     def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
         """Principal directions, scaled so that two standard deviations fill the grid."""
@@ -478,15 +557,11 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
         self.project_out[books, :used] = basis[:, :used] * deviation * 2
 
     @torch.no_grad()
-    def learn(self, residuals: list[torch.Tensor], codes: list[torch.Tensor], weights: list[torch.Tensor]) -> None:
-        counts = [
-            code_statistics(r[..., :1], c, self.num_codes, w)[0]
-            for r, c, w in zip(residuals, codes, weights, strict=True)
-        ]
-        counted = torch.cat(counts)
+    def learn(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> None:
+        counts, _ = code_statistics(residuals[..., :1], codes, self.num_codes, weights)
         if is_distributed():
-            dist.all_reduce(counted)
-        self.usage[: len(counted)].lerp_(counted, 1 - self.decay)
+            dist.all_reduce(counts)
+        self.usage[: len(counts)].lerp_(counts, 1 - self.decay)
 
 
 QUANTIZERS: dict[str, type[ResidualQuantizer]] = {

@@ -1,0 +1,334 @@
+#!/usr/bin/env python
+"""Error of each part of the body against bits per frame: this codec, learned peers, and codecs without gradients.
+
+    python benchmarks/rate_distortion.py --data DIR                    # every row of the cpu budget, hours
+    python benchmarks/rate_distortion.py --data DIR --rows ours klt_8  # some of them
+    python benchmarks/rate_distortion.py --report                      # tables and figure of what is there
+
+DIR holds webcam-signs133, fingerspelling-wholebody133 and fingerspelled-words133 with train/ and val/, and cmu-mocap38
+for `--benchmark mocap`. Every row trains on the same augmented windows with the same loss (`protocol.py`). A network
+tries three learning rates with seed 0 and repeats the best with the seeds that its row asks for.
+
+Each run is one line of benchmarks/results/rate_distortion.jsonl, written when it is done. A command that was stopped
+goes on with the runs that are missing; a line that is deleted is measured again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import ConvRVQ, FrameTransformerFSQ, JointSTGCN, SeparateConvVQ
+from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
+from torch import nn
+
+from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
+from modeling_pose_tokenizer.formats import PoseDataError
+from modeling_pose_tokenizer.loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
+
+RESULTS = Path(__file__).parent / "results" / "rate_distortion.jsonl"
+BUDGETS = {"cpu": 2000, "gpu": 30000}  # steps of 32 windows of 32 frames
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+WARMUP, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM, WEIGHTS_EMA = 100, 0.01, (0.9, 0.99), 1.0, 0.99
+INITIAL_BATCHES = 128  # for k-means and principal axes
+CLIPS_AT_A_TIME = 16
+
+
+@dataclass
+class Row:
+    """A network of the comparison.
+
+    Attributes:
+        build: Name of a `Codec` and its keyword arguments.
+        prefixes: Levels at which it is scored; `None` is all of them.
+        seeds: Of the runs at the best learning rate.
+    """
+
+    build: tuple[str, dict[str, Any]]
+    prefixes: tuple[int | None, ...] = (None,)
+    seeds: tuple[int, ...] = (0,)
+
+
+class Codec(nn.Module, ABC):
+    """What the runner needs of a network."""
+
+    hop_length: int
+    codebook_sizes: list[int]
+
+    def __init__(self, benchmark: Benchmark, model: nn.Module, config: PoseTokenizerConfig):
+        super().__init__()
+        self.benchmark, self.model, self.config = benchmark, model, config
+
+    @abstractmethod
+    def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Whatever is fitted to the first batches before training."""
+
+    @abstractmethod
+    def train_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a training batch."""
+
+    @abstractmethod
+    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Codes (B, Q, S)."""
+
+    @abstractmethod
+    def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        """Poses (B, T, N, D) of the codes of a prefix of levels."""
+
+    @abstractmethod
+    def num_codebooks(self, levels: int | None) -> int:
+        """Codebooks of a prefix of levels."""
+
+    @abstractmethod
+    def without_quantizer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Poses (B, T, N, D) when latents reach the decoder as they are."""
+
+
+class Ours(Codec):
+    """This project's codec. Keyword arguments are keys of the configuration."""
+
+    model: PoseTokenizerModel
+
+    def __init__(self, benchmark: Benchmark, **changes: Any):
+        config = PoseTokenizerConfig(**benchmark.skeleton_fields, **changes)
+        super().__init__(benchmark, PoseTokenizerModel(config), config)
+        self.hop_length, self.codebook_sizes = config.hop_length, [config.codebook_size] * config.num_codebooks
+
+    def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
+        self.model.initialize_from_data(first)
+
+    def train_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model(**batch).loss
+
+    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.encode(**batch).pose_codes
+
+    def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(codes, padding_mask).pose_values
+
+    def num_codebooks(self, levels: int | None) -> int:
+        return sum(levels is None or level < levels for _, level in self.config.codebook_index)
+
+    def without_quantizer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.reconstruct_without_quantizer(**batch)
+
+
+class Peer(Codec):
+    """A network of `peers.py`, trained with this project's loss."""
+
+    def __init__(self, benchmark: Benchmark, kind: type, **options: Any):
+        config = PoseTokenizerConfig(**benchmark.skeleton_fields)
+        model = kind(benchmark.layout, config.keypoint_dim, **options)
+        super().__init__(benchmark, model, config)
+        self.hop_length, self.codebook_sizes = model.hop_length, model.codebook_sizes
+        self.loss = PoseTokenizerLoss(config)
+
+    def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
+        self.model.fit_statistics(self.benchmark.train)
+        self.model.initialize(first)
+
+    def train_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        output, values, frames = self.model(**batch), batch["input_values"], batch["padding_mask"].bool()
+        valid = (values[..., -1] >= self.config.confidence_threshold) & frames[..., None]
+        losses = self.loss(LossInputs(output.pose_values, values, valid, frames, output.commitment_loss))
+        return self.loss.total(losses)
+
+    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.encode(**batch)
+
+    def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(codes)[:, : padding_mask.shape[1]]
+
+    def num_codebooks(self, levels: int | None) -> int:
+        return len(self.codebook_sizes) if levels is None else levels * len(self.codebook_sizes) // self.model.levels
+
+    def without_quantizer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.reconstruct_without_quantizer(**batch)
+
+
+def padded(clips: Sequence[np.ndarray]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Clips of like length together: their numbers, and a batch of them."""
+    order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
+    for start in range(0, len(order), CLIPS_AT_A_TIME):
+        numbers = order[start : start + CLIPS_AT_A_TIME]
+        longest = max(len(clips[number]) for number in numbers)
+        values = torch.zeros(len(numbers), longest, *clips[0].shape[1:])
+        mask = torch.zeros(len(numbers), longest, dtype=torch.long)
+        for row, number in enumerate(numbers):
+            values[row, : len(clips[number])] = torch.from_numpy(clips[number])
+            mask[row, : len(clips[number])] = 1
+        yield numbers, {"input_values": values, "padding_mask": mask}
+
+
+@torch.inference_mode()
+def score(codec: Codec, prefixes: Sequence[int | None]) -> list[dict[str, Any]]:
+    """Errors and bits of each val set at prefixes of the levels."""
+    codec.eval()
+    train_codes = list(clip_codes(codec, codec.benchmark.train))
+    points = []
+    for levels in prefixes:
+        used = codec.num_codebooks(levels)
+        sizes, known = codec.codebook_sizes[:used], [codes[:used] for codes in train_codes]
+        point: dict[str, Any] = {"levels": levels, "bits_fixed": float(sum(np.log2(sizes))) / codec.hop_length}
+        point["utilization"] = [
+            len(np.unique(book)) / size for book, size in zip(np.concatenate(known, 1), sizes, strict=True)
+        ]
+        point["val"] = {
+            name: score_set(codec, clips, used, known, sizes) for name, clips in codec.benchmark.val.items()
+        }
+        points.append(point)
+    return points
+
+
+def score_set(
+    codec: Codec, clips: Sequence[np.ndarray], used: int, known: Sequence[np.ndarray], sizes: Sequence[int]
+) -> dict[str, float]:
+    """Errors and entropy-coded bits of a val set, with the first `used` codebooks."""
+    errors, codes = PartErrors(codec.benchmark.layout), []
+    for numbers, batch in padded(clips):
+        found = codec.encode(batch)[:, :used]
+        values = codec.decode(found, batch["padding_mask"])
+        for row, number in enumerate(numbers):
+            errors.update(values[row, : len(clips[number])], clips[number])
+            codes.append(found[row, :, : -(-len(clips[number]) // codec.hop_length)].numpy())
+    return errors.compute() | {"bits_entropy": entropy_bits(known, codes, sizes, codec.hop_length)}
+
+
+def clip_codes(codec: Codec, clips: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Codes (Q, S) of each clip."""
+    for numbers, batch in padded(clips):
+        for number, codes in zip(numbers, codec.encode(batch), strict=True):
+            yield codes[:, : -(-len(clips[number]) // codec.hop_length)].numpy()
+
+
+@torch.inference_mode()
+def score_without_quantizer(codec: Codec) -> dict[str, Any]:
+    """Errors of each val set when latents reach the decoder as they are."""
+    codec.eval()
+    result = {}
+    for name, clips in codec.benchmark.val.items():
+        errors = PartErrors(codec.benchmark.layout)
+        for numbers, batch in padded(clips):
+            values = codec.without_quantizer(batch)
+            for row, number in enumerate(numbers):
+                errors.update(values[row, : len(clips[number])], clips[number])
+        result[name] = errors.compute()
+    return result
+
+
+def train(codec: Codec, steps: int, learning_rate: float, seed: int) -> None:
+    """The recipe of every network: AdamW, warm-up and cosine, averaged weights."""
+    codec.initialize(list(islice(batches(codec.benchmark, steps, seed), INITIAL_BATCHES)))
+    codec.train()
+    optimizer = torch.optim.AdamW(codec.parameters(), learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
+    rate = lambda step: min(1.0, (step + 1) / WARMUP) * (0.01 + 0.495 * (1 + np.cos(np.pi * step / steps)))  # noqa: E731
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    average = [parameter.detach().clone() for parameter in codec.parameters()]
+    for step, batch in enumerate(batches(codec.benchmark, steps, seed)):
+        loss = codec.train_loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(codec.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        torch._foreach_lerp_(average, list(codec.parameters()), 1 - WEIGHTS_EMA)
+        if (step + 1) % 100 == 0:
+            print(f"  step {step + 1} of {steps}: loss {loss.item():.4f}", file=sys.stderr, flush=True)
+    with torch.no_grad():
+        for parameter, mean in zip(codec.parameters(), average, strict=True):
+            parameter.copy_(mean)
+
+
+# The 40-bit models are scored at every prefix that is near 5, 10 and 20 bits too.
+ROWS: dict[str, Row] = {
+    "momask_256": Row(
+        ("Peer", {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}), (2, 4, 8, 16), (0, 1, 2)
+    ),
+    "momask_512": Row(("Peer", {"kind": ConvRVQ, "width": 512, "levels": 16, "dropout": 0.0}), (2, 4, 8, 16)),
+    "soke": Row(("Peer", {"kind": SeparateConvVQ, "width": 256})),
+    "sign_vq": Row(("Peer", {"kind": FrameTransformerFSQ, "width": 128, "heads": 4, "layers": 3})),
+    "st_gcn": Row(("Peer", {"kind": JointSTGCN, "width": 24, "blocks": 3})),
+}
+
+
+def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int, steps: int) -> dict[str, Any]:
+    """Trains and scores one network."""
+    row = ROWS[name]
+    torch.manual_seed(seed)
+    kind, options = row.build
+    codec = {"Ours": Ours, "Peer": Peer}[kind](benchmark, **options)
+    start = time.perf_counter()
+    train(codec, steps, learning_rate, seed)
+    return {
+        "parameters": sum(parameter.numel() for parameter in codec.parameters()),
+        "minutes": round((time.perf_counter() - start) / 60, 1),
+        "points": score(codec, row.prefixes),
+        "without_quantizer": score_without_quantizer(codec),
+    }
+
+
+def missing_runs(
+    names: Sequence[str], done: Sequence[dict[str, Any]], **same: Any
+) -> Iterator[tuple[str, float, int]]:
+    """What is left to run, learning rates before seeds. Read it again after each run: the best rate may be known."""
+    for name in names:
+        runs = [run for run in done if run["row"] == name and all(run[key] == value for key, value in same.items())]
+        left = [rate for rate in LEARNING_RATES if not any(run["learning_rate"] == rate for run in runs)]
+        yield from ((name, rate, 0) for rate in left)
+        if not left:
+            best = best_run([run for run in runs if run["seed"] == 0])["learning_rate"]
+            known = {run["seed"] for run in runs if run["learning_rate"] == best}
+            yield from ((name, best, seed) for seed in ROWS[name].seeds if seed not in known)
+
+
+def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the lowest mean error of all keypoints over the val sets, and over its rates."""
+    return min(runs, key=lambda run: np.mean([v["all"] for point in run["points"] for v in point["val"].values()]))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--benchmark", default="signing", choices=("signing", "mocap"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--budget", default="cpu", choices=BUDGETS, help="steps of the networks (default: %(default)s)"
+    )
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="rows to run (default: all)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where runs are kept (default: beside this file)"
+    )
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("--data is missing; expected the folder that holds webcam-signs133 and the other data sets.")
+    try:
+        benchmark = load_benchmark(args.data, args.benchmark)
+    except PoseDataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    same = {"benchmark": args.benchmark, "budget": args.budget}
+    while run := next(missing_runs(args.rows, read_results(args.results), **same), None):
+        name, learning_rate, seed = run
+        print(f"{name}, learning rate {learning_rate}, seed {seed}", file=sys.stderr, flush=True)
+        steps = BUDGETS[args.budget]
+        settings = {"row": name, "learning_rate": learning_rate, "seed": seed, "steps": steps}
+        result = run_network(benchmark, name, learning_rate, seed, steps)
+        with args.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(same | settings | result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Codebooks: the nearest code, k-means, and what their statistics are made of.
+
+Letters: G token groups, M vectors, d dimensions of a latent, K codes per codebook.
+"""
+
+import torch
+
+# Rows of scores computed at a time on a CPU: 128 x 1024 floats stay in a core's second-level cache.
+ROWS_PER_CHUNK = 128
+# Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
+CODES_PER_BLOCK = 32
+
+
+def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest code in Euclidean distance, the lowest one where several are equally near.
+
+    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for all codes: one matrix product ranks them.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(G, M, d)`): What to look up.
+        codebook (`torch.Tensor` of shape `(G, K, d)`): The codes of each group.
+
+    Returns:
+        `torch.LongTensor` of shape `(G, M)`.
+    """
+    square_norms = codebook.square().sum(-1)[:, None]  # (G, 1, K)
+    transposed = codebook.transpose(1, 2)
+    num_codes = codebook.shape[1]
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a chunk loop would freeze M
+    if traced or vectors.device.type != "cpu" or num_codes % CODES_PER_BLOCK:
+        return torch.baddbmm(square_norms, vectors, transposed, alpha=-2).argmin(-1)
+    codes = torch.empty(vectors.shape[:2], dtype=torch.long)
+    for start in range(0, vectors.shape[1], ROWS_PER_CHUNK):
+        chunk = slice(start, start + ROWS_PER_CHUNK)
+        scores = torch.baddbmm(square_norms, vectors[:, chunk], transposed, alpha=-2)
+        blocks = scores.unflatten(-1, (-1, CODES_PER_BLOCK))  # (G, m, K / 32, 32)
+        block = blocks.amin(-1).argmin(-1, keepdim=True)  # (G, m, 1)
+        inside = blocks.take_along_dim(block[..., None], 2)[..., 0, :].argmin(-1)
+        codes[:, chunk] = block[..., 0] * CODES_PER_BLOCK + inside
+    return codes
+
+
+def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -> torch.Tensor:
+    """Vectors drawn with a probability that grows with their distance from what serves them, and levels off.
+
+    New codes come from here. A part of the body that is missing gives the same vector most of the time: drawn evenly,
+    most new codes would repeat the one that serves it already. Drawn by the distance or its square, as k-means++ does,
+    most would go to the outliers of pose estimators.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(G, M, d)`): Candidates.
+        served (`torch.Tensor` of shape `(G, M, d)`): The code of each; equal to the vector itself where it must not be
+            drawn.
+        count (`int`): How many to draw, with repetition.
+
+    Returns:
+        `torch.Tensor` of shape `(G, count, d)`; NaN where all are served perfectly.
+    """
+    distance = (vectors - served).norm(dim=-1).double()  # (G, M)
+    edges = (distance / (distance + distance.mean(-1, keepdim=True)).clamp(min=1e-12)).cumsum(-1)
+    draws = torch.rand(len(vectors), count, device=vectors.device, dtype=torch.double) * edges[:, -1:]
+    rows = torch.searchsorted(edges, draws, right=True).clamp(max=vectors.shape[1] - 1)
+    return torch.where(edges[:, -1:, None] > 0, vectors.take_along_dim(rows[..., None], 1), torch.nan)
+
+
+def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> torch.Tensor:
+    """Lloyd's algorithm from a random sample; a centre that lost its points moves to a badly served vector.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(G, M, d)`): Samples.
+        num_codes (`int`): K.
+        num_iterations (`int`, *optional*, defaults to 10): Rounds.
+
+    Returns:
+        `torch.Tensor` of shape `(G, K, d)`.
+    """
+    groups, count, _ = vectors.shape
+    order = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
+    centres = vectors.take_along_dim(order[..., None], 1)
+    for _ in range(num_iterations):
+        codes = nearest_code(vectors, centres)
+        sizes, sums = code_statistics(vectors, codes, num_codes)
+        spares = draw_badly_served(vectors, centres.take_along_dim(codes[..., None], 1), num_codes)
+        lost = (sizes == 0)[..., None]
+        moved = torch.where(spares.isfinite(), spares, centres)
+        centres = torch.where(lost, moved, sums / sizes[..., None].clamp(min=1))
+    return centres
+
+
+def code_statistics(
+    vectors: torch.Tensor, codes: torch.Tensor, num_codes: int, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often each code was chosen, and the sum of the vectors that chose it.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(G, M, d)`): What was looked up.
+        codes (`torch.LongTensor` of shape `(G, M)`): What was found.
+        num_codes (`int`): K.
+        weight (`torch.Tensor` of shape `(G, M)`, *optional*): 1 where the vector counts, 0 elsewhere.
+
+    Returns:
+        `(counts (G, K), sums (G, K, d))`.
+    """
+    groups, count, dim = vectors.shape
+    offset = torch.arange(groups, device=codes.device)[:, None] * num_codes
+    flat = (codes + offset).reshape(-1)  # (G M,)
+    weights = vectors.new_ones(groups, count) if weight is None else weight.to(vectors.dtype)
+    counts = vectors.new_zeros(groups * num_codes).index_add_(0, flat, weights.reshape(-1))
+    sums = vectors.new_zeros(groups * num_codes, dim)
+    sums.index_add_(0, flat, (vectors * weights[..., None]).reshape(-1, dim))
+    return counts.view(groups, num_codes), sums.view(groups, num_codes, dim)

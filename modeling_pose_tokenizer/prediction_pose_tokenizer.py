@@ -1,0 +1,117 @@
+"""Prediction in the quantizer's loop: what each residual level expects of a latent, so that a code says only the rest.
+
+Letters: B batch, G token groups, L residual levels, Q codebooks, M vectors, d dimensions of a latent.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+# Share of the inputs' mean energy that is added to each of them: it keeps the prediction from amplifying what codes
+# get wrong, step after step.
+RIDGE = 1e-2
+
+
+class PoseTokenizerPredictor(nn.Module):
+    """Linear prediction of a latent before its code is read, one for every codebook.
+
+    Level l of a group knows, when its turn comes, the latent decoded up to level l - 1, and of the step before those
+    decoded up to levels l - 1 and l. All of them come from codes of levels up to l, so a prefix of the levels decodes
+    as it was encoded: scalable predictive coding (Rose and Regunathan, "Toward optimality in scalable predictive
+    coding", IEEE Transactions on Image Processing 10(7), 2001) in its linear form. The groups behind the first, which
+    hang on it as hands hang on arms, also know the first one's latents of the same levels.
+
+    A key step is predicted without the step before it.
+
+    Args:
+        owners: Group and level of each of the Q codebooks, level-major.
+        dim: d.
+    """
+
+    def __init__(self, owners: Sequence[tuple[int, int]], dim: int):
+        super().__init__()
+        self.owners, self.dim = tuple(owners), dim
+        self.num_latents = 2 if any(group for group, _ in owners) else 1  # its own, and the first group's
+        books = len(self.owners)
+        # Own latent of the levels before; the first group's up to this level and before it. [usual, key] steps.
+        self.present = nn.Parameter(torch.zeros(2, books, (2 * self.num_latents - 1) * dim, dim))
+        # Of the step before: own up to this level and before it, and the same of the first group.
+        self.past = nn.Parameter(torch.zeros(books, 2 * self.num_latents * dim, dim))
+        self.bias = nn.Parameter(torch.zeros(2, books, 1, dim))
+        for name, value in self.constants().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        groups, levels = torch.tensor(self.owners).unbind(1)
+        return {"group": groups, "level": levels}
+
+    def reset_parameters(self) -> None:
+        """Without prediction: a level expects what the levels before it say, as in plain residual quantization."""
+        init.zeros_(self.past)
+        init.zeros_(self.bias)
+        identity = torch.zeros(self.present.shape)
+        identity[:, :, : self.dim] = torch.eye(self.dim)
+        init.copy_(self.present, identity)
+
+    def past_inputs(self, before: torch.Tensor, books: slice) -> torch.Tensor:
+        """Latents of the step before `(L + 1, G, M, d)`, entry l up to level l - 1, to inputs `(q, M, ...)`."""
+        group, level = self.group[books], self.level[books]
+        inputs = [before[level + 1, group], before[level, group]]
+        if self.num_latents == 2:
+            first = (group == 0)[:, None, None]
+            inputs += [torch.where(first, 0.0, before[level + index, 0]) for index in (1, 0)]
+        return torch.cat(inputs, -1)
+
+    def from_past(self, before: torch.Tensor, books: slice) -> torch.Tensor:
+        """The step before's share of the prediction: `(L + 1, G, M, d)` to `(q, M, d)`."""
+        return torch.bmm(self.past_inputs(before, books), self.past[books].float())
+
+    def present_inputs(self, levels: Sequence[torch.Tensor], groups: Sequence[int], level: int) -> torch.Tensor:
+        """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`."""
+        own = levels[level][groups]
+        if self.num_latents == 1:
+            return own
+        if groups[0] == 0:  # what the first group's level is, is not known yet
+            return torch.cat([own, torch.zeros_like(own).repeat(1, 1, 2)], -1)
+        first = torch.cat([levels[level + 1][:1], levels[level][:1]], -1)
+        return torch.cat([own, first.expand(len(groups), -1, -1)], -1)
+
+    def from_present(self, inputs: torch.Tensor, books: slice, key: bool) -> torch.Tensor:
+        """This step's share of the prediction: `present_inputs` to `(g, M, d)`."""
+        return torch.baddbmm(self.bias[int(key), books].float(), inputs, self.present[int(key), books].float())
+
+    @torch.no_grad()
+    def fit(
+        self,
+        books: slice,
+        targets: torch.Tensor,
+        present: torch.Tensor,
+        past: torch.Tensor,
+        weights: torch.Tensor,
+        key: torch.Tensor,
+    ) -> None:
+        """Ridge regression of latents on the inputs, for usual and for key steps.
+
+        Args:
+            targets (`torch.Tensor` of shape `(g, M, d)`): Latents.
+            present, past (`torch.Tensor` of shape `(g, M, ...)`): Inputs.
+            weights (`torch.Tensor` of shape `(g, M)`): 1 where the latent counts, 0 elsewhere.
+            key (`torch.BoolTensor` of shape `(M,)`): Key steps.
+        """
+        for kind, inputs in ((0, torch.cat([present, past], -1)), (1, present)):
+            weight = weights * (key if kind else ~key)
+            rows = torch.nn.functional.pad(inputs, (0, 1), value=1.0).double()
+            weighted = rows * weight[..., None]
+            gram, moment = weighted.transpose(1, 2) @ rows, weighted.transpose(1, 2) @ targets.double()
+            count = weight.sum(-1).clamp(min=1.0)[:, None, None]
+            energy = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None].clamp(min=1e-6)
+            eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+            found = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + RIDGE * energy * eye)).float()
+            found = torch.where(count > 1, found, 0.0)
+            width = present.shape[-1]
+            self.present[kind, books] = found[:, :width]
+            self.bias[kind, books] = found[:, -1:]
+            if not kind:
+                self.past[books] = found[:, width:-1]
