@@ -109,10 +109,14 @@ class Ours(Codec):
         return self.model(**batch).loss
 
     def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.encode(**batch).pose_codes
+        codes = self.model.encode(batch["input_values"], batch["padding_mask"]).pose_codes
+        assert codes is not None
+        return codes
 
     def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
-        return self.model.decode(codes, padding_mask).pose_values
+        values = self.model.decode(codes, padding_mask).pose_values
+        assert values is not None
+        return values
 
     def num_codebooks(self, levels: int | None) -> int:
         return sum(levels is None or level < levels for _, level in self.config.codebook_index)
@@ -247,8 +251,13 @@ def train(codec: Codec, steps: int, learning_rate: float, seed: int) -> None:
             parameter.copy_(mean)
 
 
-# The 40-bit models are scored at every prefix that is near 5, 10 and 20 bits too.
+# Ours: steps of 4 frames and codebooks of 256. body, face, left hand, right hand.
+OURS = {"hidden_size": 96, "num_part_layers": 2, "codebook_size": 256, "codebook_dim": 48}
+# The models of about 40 bits are scored at prefixes of about 10 and 20 too.
 ROWS: dict[str, Row] = {
+    "ours": Row(("Ours", {**OURS, "num_quantizers": [6, 1, 6, 6]}), (1, 2, 3, 6), (0, 1, 2)),
+    "ours_20": Row(("Ours", {**OURS, "num_quantizers": [3, 1, 3, 3], "quantizer_dropout": 0.0})),
+    "ours_5": Row(("Ours", {**OURS, "num_quantizers": 1, "codebook_size": 32, "quantizer_dropout": 0.0})),
     "momask_256": Row(
         ("Peer", {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}), (2, 4, 8, 16), (0, 1, 2)
     ),

@@ -63,20 +63,25 @@ def draw_badly_served(vectors: torch.Tensor, served: torch.Tensor, count: int) -
     return torch.where(edges[:, -1:, None] > 0, vectors.take_along_dim(rows[..., None], 1), torch.nan)
 
 
-def kmeans(vectors: torch.Tensor, num_codes: int, num_iterations: int = 10) -> torch.Tensor:
+def kmeans(
+    vectors: torch.Tensor, num_codes: int, num_iterations: int = 10, start: torch.Tensor | None = None
+) -> torch.Tensor:
     """Lloyd's algorithm from a random sample; a centre that lost its points moves to a badly served vector.
 
     Args:
         vectors (`torch.Tensor` of shape `(G, M, d)`): Samples.
         num_codes (`int`): K.
         num_iterations (`int`, *optional*, defaults to 10): Rounds.
+        start (`torch.Tensor` of shape `(G, K, d)`, *optional*): Centres to go on from, instead of a random sample.
 
     Returns:
         `torch.Tensor` of shape `(G, K, d)`.
     """
     groups, count, _ = vectors.shape
-    order = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
-    centres = vectors.take_along_dim(order[..., None], 1)
+    centres = start
+    if centres is None:
+        order = torch.rand(groups, max(count, num_codes), device=vectors.device).argsort(-1)[:, :num_codes] % count
+        centres = vectors.take_along_dim(order[..., None], 1)
     for _ in range(num_iterations):
         codes = nearest_code(vectors, centres)
         sizes, sums = code_statistics(vectors, codes, num_codes)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -46,9 +47,12 @@ class PoseTokenizerConfig(PreTrainedConfig):
         sampling_rate (`float`, *optional*, defaults to 25.0): Frames per second of the input.
         hidden_size (`int`, *optional*, defaults to 128): Channels C of a part node. Alias: `hidden_dim`.
         joint_hidden_size (`int`, *optional*, defaults to 32): Channels of a keypoint.
-        num_joint_layers (`int`, *optional*, defaults to 0): ST-GCN blocks on the keypoint graph.
+        num_joint_layers (`int`, *optional*, defaults to 0): ST-GCN blocks of the decoder on the keypoint graph.
         num_part_layers (`int`, *optional*, defaults to 3):
-            ST-GCN blocks on the part graph, in the encoder and again in the decoder. Alias: `num_hidden_layers`.
+            ST-GCN blocks of the decoder on the part graph. Alias: `num_hidden_layers`.
+        num_encoder_layers (`int`, *optional*, defaults to 0):
+            ST-GCN blocks of the encoder on the part graph, with `num_joint_layers` before them; 0 leaves it linear,
+            which lost less in every trial of a few thousand steps (benchmarks/README.md).
         kernel_size (`int`, *optional*, defaults to 5): Code steps that a temporal convolution sees; odd.
         downsampling_ratio (`int`, *optional*, defaults to 4): Frames per code step (`hop_length`).
         token_groups (`str`, *optional*, defaults to `"parts"`):
@@ -101,6 +105,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
     joint_hidden_size: int = 32
     num_joint_layers: int = 0
     num_part_layers: int = 3
+    num_encoder_layers: int = 0
     kernel_size: int = 5
     downsampling_ratio: int = 4
     token_groups: str = "parts"
@@ -142,7 +147,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} is {getattr(self, key)!r}; expected one of {', '.join(allowed)}.")
         at_least = {"hidden_size": 1, "joint_hidden_size": 1, "num_joint_layers": 0, "num_part_layers": 0}
-        at_least |= {"key_interval": 0}
+        at_least |= {"key_interval": 0, "num_encoder_layers": 0}
         at_least |= {"downsampling_ratio": 1, "codebook_size": 2, "codebook_dim": 1, "kernel_size": 1}
         for key, least in at_least.items():
             if getattr(self, key) < least:
@@ -185,6 +190,15 @@ class PoseTokenizerConfig(PreTrainedConfig):
             )
         names = self.keypoint_names or [f"keypoint_{index}" for index in range(self.num_keypoints or 0)]
         return build_skeleton(names, self.edges, self.parts, self.flip_pairs or (), self.scale_pair)
+
+    @property
+    def keypoint_weights(self) -> torch.Tensor:
+        """Weight of each keypoint's error `(N,)`: `hand_weight` for those of the hands, 1 for the others."""
+        weights = torch.ones(self.layout.num_keypoints)
+        for group, keypoints in self.layout.group_keypoints.items():
+            if group.endswith("hand"):
+                weights[list(keypoints)] = float(self.hand_weight)
+        return weights
 
     @property
     def group_names(self) -> tuple[str, ...]:

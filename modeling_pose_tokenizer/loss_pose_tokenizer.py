@@ -66,12 +66,9 @@ class PoseTokenizerLoss(nn.Module):
     def constants(self) -> dict[str, torch.Tensor]:
         """Values of the buffers, for construction and for models built on the meta device."""
         layout = self.config.layout
-        weight = torch.ones(layout.num_keypoints)
-        for group, keypoints in layout.group_keypoints.items():
-            if group.endswith("hand"):
-                weight[list(keypoints)] = float(self.config.hand_weight)
         edges = torch.tensor(layout.edges, dtype=torch.long).view(-1, 2)
-        return {"keypoint_weight": weight, "parent": edges[:, 0].clone(), "child": edges[:, 1].clone()}
+        weights = self.config.keypoint_weights
+        return {"keypoint_weight": weights, "parent": edges[:, 0].clone(), "child": edges[:, 1].clone()}
 
     def forward(self, inputs: LossInputs) -> dict[str, torch.Tensor]:
         """Unweighted terms by name. `total` sums them with their weights; a term of weight 0 is not computed."""

@@ -1,4 +1,4 @@
-"""The pose tokenizer: an ST-GCN encoder, residual quantizers per token group, and the mirrored decoder.
+"""The pose tokenizer: a linear or ST-GCN encoder, predictive residual quantizers per token group, ST-GCN decoder.
 
 Letters: B batch, T frames, N keypoints, D values per keypoint (confidence last), F features per keypoint and frame,
 C channels, P part nodes, V nodes of whichever graph, G token groups, S code steps, h frames per step (`hop_length`),
@@ -20,25 +20,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
-from .graph_pose_tokenizer import (
-    CodecGraph,
-    PoseTokenizerBlock,
-    PoseTokenizerGraphConv,
-    PoseTokenizerHead,
-    PoseTokenizerPaddingCache,
-    PoseTokenizerPooling,
-    PoseTokenizerUnpooling,
-    hold,
-)
+from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
+from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
 from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
 
 if TYPE_CHECKING:  # transformers finds imports by text: so these travel with every copy of the code
     from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
     from .streaming_pose_tokenizer import PoseTokenizerStream  # noqa: F401
 
-# The network starts as a small correction of the linear path: a thousandth of a shoulder width.
-INITIAL_NETWORK_GAIN = 0.001
 _Length = TypeVar("_Length", int, torch.Tensor)
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
 MAX_INITIAL_STEPS = 32768
@@ -82,110 +72,6 @@ class PoseTokenizerOutput(ModelOutput):
     pose_codes: torch.Tensor | None = None
     losses: dict | None = None
     quantization_error: torch.Tensor | None = None
-
-
-class PoseTokenizerEncoder(nn.Module):
-    """Keypoints to one latent per token group and code step.
-
-    Two paths add up: a linear one from the patch of coordinates, fitted by PCA before training, and the graph network,
-    which learns what a linear codec cannot.
-    """
-
-    def __init__(self, config: PoseTokenizerConfig):
-        super().__init__()
-        graph = CodecGraph.from_config(config)
-        hop, dim = config.hop_length, config.keypoint_dim
-        joint, features, num_joint = config.joint_hidden_size, config.hidden_size, config.num_joint_layers
-        self.hop_length = hop
-        self.joint_projection = PoseTokenizerGraphConv(len(graph.order), graph.edges, hop * dim, joint)
-        self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, len(graph.order), graph.edges, joint, layer) for layer in range(num_joint)
-        )
-        self.part_pooling = PoseTokenizerPooling(graph.part_sizes, joint, features)
-        self.part_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, len(graph.part_sizes), graph.part_edges, features, num_joint + layer)
-            for layer in range(config.num_part_layers)
-        )
-        self.norm = nn.LayerNorm(features)
-        self.group_pooling = PoseTokenizerPooling(
-            graph.group_nodes, features, config.codebook_dim, INITIAL_NETWORK_GAIN
-        )
-        self.linear_path = PoseTokenizerPooling(graph.group_keypoints, hop * (dim - 1), config.codebook_dim)
-
-    def forward(
-        self, poses: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
-    ) -> torch.Tensor:
-        """Completed poses `(B, S h, N, D)`, keypoints part by part, to latents `(B, S, G, d)`."""
-        patches = poses.unflatten(1, (-1, self.hop_length)).permute(0, 1, 3, 2, 4)  # (B, S, N, h, D)
-        linear = self.linear_path(patches[..., :-1].flatten(3))
-        hidden_states = F.gelu(self.joint_projection(patches.flatten(3)))  # (B, S, N, C_joint)
-        for layer in self.joint_layers:
-            hidden_states = layer(hidden_states, step_mask, cache)
-        hidden_states = self.part_pooling(hidden_states)  # (B, S, P, C)
-        for layer in self.part_layers:
-            hidden_states = layer(hidden_states, step_mask, cache)
-        return linear + self.group_pooling(self.norm(hidden_states))
-
-
-class PoseTokenizerDecoder(nn.Module):
-    """The mirror of the encoder, with a head per keypoint and a light refinement at the full frame rate."""
-
-    def __init__(self, config: PoseTokenizerConfig):
-        super().__init__()
-        graph = CodecGraph.from_config(config)
-        hop, dim = config.hop_length, config.keypoint_dim
-        joint, features, num_part = config.joint_hidden_size, config.hidden_size, config.num_part_layers
-        self.hop_length = hop
-        self.group_unpooling = PoseTokenizerUnpooling(graph.group_nodes, config.codebook_dim, features)
-        self.part_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, len(graph.part_sizes), graph.part_edges, features, layer)
-            for layer in range(num_part)
-        )
-        self.norm = nn.LayerNorm(features)
-        self.part_unpooling = PoseTokenizerUnpooling(graph.part_sizes, features, joint)
-        self.joint_layers = nn.ModuleList(
-            PoseTokenizerBlock(config, len(graph.order), graph.edges, joint, num_part + layer)
-            for layer in range(config.num_joint_layers)
-        )
-        self.head = PoseTokenizerHead(len(graph.order), joint, hop * dim, INITIAL_NETWORK_GAIN)
-        self.linear_path = PoseTokenizerUnpooling(graph.group_keypoints, config.codebook_dim, hop * (dim - 1))
-        self.refinement = PoseTokenizerRefinement(config)
-
-    def forward(self, latents: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, S, G, d)` to poses `(B, S h, N, D)`, keypoints part by part, the confidence as a logit."""
-        linear = self.linear_path(latents).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D - 1)
-        hidden_states = self.group_unpooling(latents)  # (B, S, P, C)
-        for layer in self.part_layers:
-            hidden_states = layer(hidden_states, step_mask)
-        hidden_states = F.gelu(self.part_unpooling(self.norm(hidden_states)))  # (B, S, N, C_joint)
-        for layer in self.joint_layers:
-            hidden_states = layer(hidden_states, step_mask)
-        patches = self.head(hidden_states).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D)
-        poses = (patches + F.pad(linear, (0, 1))).permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, T, N, D)
-        return self.refinement(poses, step_mask.repeat_interleave(self.hop_length, 1))
-
-
-class PoseTokenizerRefinement(nn.Module):
-    """Two small temporal convolutions at the full frame rate, shared by all keypoints, so that no seam shows."""
-
-    kernel_size, features = 5, 16
-
-    def __init__(self, config: PoseTokenizerConfig):
-        super().__init__()
-        self.causal = config.use_causal_conv
-        self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
-        self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
-        self.conv_out.gain = 0.0  # it starts by changing nothing
-
-    def forward(self, poses: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-        """`(B, T, N, D)` to the same shape; frames that are False in `frame_mask` `(B, T)` reach no other frame."""
-        past = self.kernel_size - 1
-        before = past if self.causal else past // 2
-        padding = (0, 0, before, past - before)
-        mask = frame_mask[:, None, :, None]
-        refined = torch.where(mask, poses.permute(0, 3, 1, 2), 0.0)  # (B, D, T, N)
-        refined = torch.where(mask, F.gelu(self.conv_in(F.pad(refined, padding))), 0.0)
-        return poses + self.conv_out(F.pad(refined, padding)).permute(0, 2, 3, 1)
 
 
 class PoseTokenizerPreTrainedModel(PreTrainedModel):
@@ -242,7 +128,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
 
     def __init__(self, config: PoseTokenizerConfig):
         super().__init__(config)
-        self.missing_pose = nn.Parameter(torch.zeros(config.layout.num_keypoints, config.keypoint_dim - 1))
+        start = torch.zeros(config.layout.num_keypoints, config.keypoint_dim - 1)
+        self.missing_pose = nn.Parameter(start, requires_grad=False)
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
         self.encoder = PoseTokenizerEncoder(config)
@@ -306,9 +193,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         use_streaming = padding_cache is not None if use_streaming is None else use_streaming
         if use_streaming:
             self._check_stream(input_values)
-            padding_cache = padding_cache or PoseTokenizerPaddingCache(
-                len(self.encoder.joint_layers) + len(self.encoder.part_layers)
-            )
+            num_layers = self.config.num_joint_layers + self.config.num_encoder_layers
+            padding_cache = padding_cache or PoseTokenizerPaddingCache(num_layers)
         cache = padding_cache if use_streaming else None
         step_mask = self._step_mask(input_values, padding_mask)
         values, observed = self._clean(input_values, padding_mask)
@@ -397,6 +283,12 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         )
         return self._result(output, return_dict)
 
+    def reconstruct_without_quantizer(self, input_values: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        """What the codec loses besides the codes: `(B, T, N, D)` decoded from the latents as they are."""
+        step_mask = self._step_mask(input_values, padding_mask)
+        latents = self.encoder(self._complete(*self._clean(input_values, padding_mask)), step_mask)
+        return self._decode_latents(latents, padding_mask)
+
     @torch.no_grad()
     def initialize_from_data(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Fit the linear path by PCA and the codebooks by k-means, before training.
@@ -430,7 +322,11 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         values, observed, step_mask = values[kept], observed[kept], step_mask[kept]
         self._fit_missing_pose(values, observed)
         poses, seen = self._complete(values, observed), self._seen(observed)
-        self._fit_linear_path(poses[..., :-1].unflatten(1, (-1, hop)).transpose(2, 3), step_mask[..., None] & seen)
+        # Errors count as they do in the loss: those of hands more, those of what is seldom seen less.
+        share = (observed.sum((0, 1)) / step_mask.sum().mul(hop).clamp(min=1)).clamp(min=1e-2)
+        weight = (self.config.keypoint_weights.to(share) * share)[self.keypoint_order].sqrt()
+        patches = poses[..., :-1].unflatten(1, (-1, hop)).transpose(2, 3)
+        self._fit_linear_path(patches, step_mask[..., None] & seen, weight)
         latents = [self.encoder(*piece) for piece in zip(poses.split(32), step_mask.split(32), strict=True)]
         self.quantizer.initialize(torch.cat(latents), step_mask, seen)
         broadcast_module(self)
@@ -445,8 +341,11 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         total = torch.where(there[..., None], coordinates, 0.0).sum((0, 1))
         self.missing_pose.copy_(total / there.sum((0, 1)).clamp(min=1)[:, None])
 
-    def _fit_linear_path(self, patches: torch.Tensor, seen: torch.Tensor) -> None:
-        """PCA of each group's patches `(B, S, N, h, D - 1)` where it is seen `(B, S, G)`, and back."""
+    def _fit_linear_path(self, patches: torch.Tensor, seen: torch.Tensor, weight: torch.Tensor) -> None:
+        """PCA of each group's patches `(B, S, N, h, D - 1)` where it is seen `(B, S, G)`, and back.
+
+        `weight` `(N,)` scales each keypoint's coordinates.
+        """
         encoder, decoder = self.encoder.linear_path, self.decoder.linear_path
         for tensor in (*encoder.parameters(), *decoder.parameters()):
             tensor.zero_()
@@ -455,16 +354,17 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             there = seen[..., group] if seen[..., group].any() else torch.ones_like(seen[..., group])
             rows = patches[:, :, start : start + size][there].flatten(1)  # (m, J h (D - 1))
             columns = slice(start * encoder.in_features, (start + size) * encoder.in_features)
+            factor = weight[start : start + size].repeat_interleave(encoder.in_features)
             mean = rows.mean(0)
-            covariance = (rows - mean).T @ (rows - mean) / len(rows)
-            variance, basis = torch.linalg.eigh(covariance.double())
+            centred = (rows - mean) * factor
+            variance, basis = torch.linalg.eigh((centred.T @ centred / len(rows)).double())
             used = min(self.config.codebook_dim, basis.shape[1])
             basis = basis[:, -used:].flip(1).to(rows.dtype)  # (J h (D - 1), used), most variance first
             # Latents of unit size in every group, so that the network sees the still face as well as the hands.
             scale = (variance.sum() / used).sqrt().clamp(min=1e-4).to(rows.dtype)
-            encoder.weight[:used, columns] = basis.T / scale
-            encoder.bias[group, :used] = -(mean @ basis) / scale
-            decoder.weight[columns, :used] = basis * scale
+            encoder.weight[:used, columns] = (basis * factor[:, None]).T / scale
+            encoder.bias[group, :used] = -((mean * factor) @ basis) / scale
+            decoder.weight[columns, :used] = basis / factor[:, None] * scale
             decoder.bias[start : start + size] = mean.unflatten(0, (size, -1))
             start += size
 

@@ -122,7 +122,7 @@ class TrainingOptions:
     compile: bool = option(False, "torch.compile the model")
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass to save memory")
     weights_ema_decay: float = option(0.999, "decay of the averaged weights, which are saved", least=0, most=1)
-    init_batches: int = option(32, "batches that initialise the linear path and the codebooks", least=1)
+    init_batches: int = option(128, "batches that fit the linear path, the prediction and the codebooks", least=1)
     seed: int = option(0, "seed of everything random", least=0)
     log_every: int = option(10, "steps between two lines of the log", least=1)
     eval_every: int = option(1000, "steps between two validations", least=1)

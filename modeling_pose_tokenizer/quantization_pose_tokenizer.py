@@ -21,7 +21,7 @@ from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .prediction_pose_tokenizer import PoseTokenizerPredictor
 
 # Rounds of fitting a level's prediction and codes to each other.
-FIT_ROUNDS = 2
+FIT_ROUNDS = 6
 
 
 @dataclass
@@ -127,8 +127,8 @@ class ResidualQuantizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
-        """Fit the level's codebooks to residuals `(g, M, d)`."""
+    def initialize_level(self, residual: torch.Tensor, books: slice, again: bool) -> None:
+        """Fit the level's codebooks to residuals `(g, M, d)`, or again to somewhat other ones."""
 
     @abstractmethod
     def codebook_usage(self) -> torch.Tensor:
@@ -353,8 +353,10 @@ class ResidualQuantizer(nn.Module, ABC):
     def initialize(self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None = None) -> None:
         """Fit prediction and codebooks to sequences of latents `(B, S, G, d)`, level by level.
 
-        What a level predicts from depends on its own codes: it is fitted as if they were perfect, and again to what
-        they turn out to be.
+        What a level predicts from depends on its own codes. The loop stays open while it is fitted: each round
+        predicts from what the round before decoded, which converges to the closed loop without its way of running
+        off (asymptotic closed-loop design, Khalil, Rose and Regunathan, IEEE Transactions on Speech and Audio
+        Processing 9(3), 2001).
         """
         targets, there = self._arrange(latents, valid, seen)
         key = self._key_rows(targets)
@@ -365,12 +367,16 @@ class ResidualQuantizer(nn.Module, ABC):
         for level, groups, own in self.stages:
             known = known.clone()
             known[:, level + 1, groups] = targets[:, groups]
-            for _ in range(FIT_ROUNDS):
+            weight = weights[groups]
+            for round_ in range(FIT_ROUNDS):
                 present, past = self._inputs(known, level, groups, own)
-                self.predictor.fit(own, goals[groups], present, past, weights[groups], key)
-                residual = goals[groups] - self._expected(present, past, own, key)
-                self.initialize_level(_repeat_what_counts(residual, weights[groups]), own)
-                known = self.walk(targets, there, level + 1).latents
+                self.predictor.fit(own, goals[groups], present, past, weight, key)
+                expected = self._expected(present, past, own, key)
+                residual = torch.where(weight[..., None], goals[groups] - expected, 0.0)
+                self.initialize_level(_repeat_what_counts(residual, weight), own, again=round_ > 0)
+                decoded = expected + self.read(self.lookup(residual, own), own)  # (g, S B, d)
+                known[:, level + 1, groups] = decoded.unflatten(1, (len(known), -1)).transpose(0, 1)
+            known = self.walk(targets, there, level + 1).latents
         self.initialized.fill_(True)
 
 
@@ -437,8 +443,9 @@ class ResidualVectorQuantizer(ResidualQuantizer):
     def codebook_usage(self) -> torch.Tensor:
         return self.cluster_size
 
-    def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
-        centres = F.pad(kmeans(residual, self.num_codes - 1), (0, 0, 1, 0))
+    def initialize_level(self, residual: torch.Tensor, books: slice, again: bool) -> None:
+        start = self.codebook[books, 1:] if again else None
+        centres = F.pad(kmeans(residual, self.num_codes - 1, 3 if again else 10, start), (0, 0, 1, 0))
         sizes, _ = code_statistics(residual, nearest_code(residual, centres), self.num_codes)
         self.codebook[books] = centres
         # A running count starts as if the sample had come in steps of the usual size, K vectors.
@@ -543,7 +550,7 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
     def read_learned(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         return self._place(self._grid(residual, books), books)
 
-    def initialize_level(self, residual: torch.Tensor, books: slice) -> None:
+    def initialize_level(self, residual: torch.Tensor, books: slice, again: bool) -> None:
         """Principal directions, scaled so that two standard deviations fill the grid."""
         mean = residual.mean(1, keepdim=True)
         _, spread, basis = torch.linalg.svd(residual - mean, full_matrices=False)

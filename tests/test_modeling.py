@@ -144,7 +144,10 @@ def test_every_parameter_learns(variant: str) -> None:
         optimizer.zero_grad()
         model(poses).loss.backward()
         optimizer.step()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
+    fitted = {name for name, _ in model.named_parameters()} - set(trained)
+    assert fitted == {"missing_pose", "encoder.linear_path.weight", "encoder.linear_path.bias"}
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
@@ -156,7 +159,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
             model.gradient_checkpointing_enable()
         output = model(random_poses(model.config, 4, 13, seed=0))
         output.loss.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters()}
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         runs.append({"loss": output.loss.detach(), **gradients, **dict(model.named_buffers())})
     for name, value in runs[0].items():
         torch.testing.assert_close(value, runs[1][name], msg=name)

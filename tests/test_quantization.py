@@ -214,7 +214,7 @@ def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
     latents = torch.randn(1, 40, 1, quantizer.dim)
     valid = torch.ones(1, 40, dtype=torch.bool)
     quantizer.codebook[0, 1:10] = 1e3  # far from everything: never chosen
-    residuals = quantizer.walk(latents.transpose(0, 1).transpose(1, 2), valid.T[:, None], 1).residuals[0, :, 0]
+    residuals = quantizer.walk(*quantizer._arrange(latents, valid, None), quantizer.num_levels).residuals[0, :, 0]
     quantizer(latents, valid)
     distances = torch.cdist(quantizer.codebook[0, 1:10], residuals)
     # Laplace smoothing moves a code by a few millionths, and cdist rounds.

@@ -25,7 +25,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def train(run: RunConfig) -> None:
     # Initialise
     checkpoint = newest_state(accelerator, output_dir / "checkpoints")
     if checkpoint is None:
-        whole_loader = make_loader(run, train_set, num_ranks=1)  # the same data, however many ranks there are
-        model.initialize_from_data(islice(whole_loader, options.init_batches))
+        model.initialize_from_data(islice(first_batches(run, train_set), options.init_batches))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
     accelerator.register_for_checkpointing(average, progress)
@@ -115,6 +114,14 @@ def train(run: RunConfig) -> None:
                     save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints)
     meter.close()
     accelerator.end_training()
+
+
+def first_batches(run: RunConfig, train_set: PoseDataset) -> Iterator[dict[str, Any]]:
+    """Batches that are the same however many ranks there are; each epoch augments anew."""
+    loader = make_loader(run, train_set, num_ranks=1)
+    for epoch in count():
+        train_set.set_epoch(epoch)
+        yield from loader
 
 
 def endless_batches(
