@@ -3,7 +3,7 @@
 
     python benchmarks/rate_distortion.py --data DIR                    # every row of the cpu budget, hours
     python benchmarks/rate_distortion.py --data DIR --rows ours klt_8  # some of them
-    python benchmarks/rate_distortion.py --report                      # tables and figure of what is there
+    python benchmarks/rate_report.py                                   # table and figure of what is there
 
 DIR holds webcam-signs133, fingerspelling-wholebody133 and fingerspelled-words133 with train/ and val/, and cmu-mocap38
 for `--benchmark mocap`. Every row trains on the same augmented windows with the same loss (`protocol.py`). A network
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from linear import BlockVQ, PredictiveVQ, TransformCoder, training_windows
 from peers import ConvRVQ, FrameTransformerFSQ, JointSTGCN, SeparateConvVQ
 from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
 from torch import nn
@@ -284,12 +285,76 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
     }
 
 
+# Codecs without gradients, each with the hands' squared error weighted as in the networks' loss, or not.
+KLT_STEPS = np.geomspace(0.12, 2.5, 10)  # in shoulder widths
+BLOCK_LEVELS = (2, 4, 8, 16)
+LINEAR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"klt_{block}{name}": ("klt", {"block": block, "hand_weight": weight})
+    for block in (4, 8, 16)
+    for name, weight in (("", 1.0), ("_hands", 5.0))
+}
+LINEAR_ROWS |= {
+    "block_vq": ("block_vq", {"hand_weight": 1.0}),
+    "block_vq_hands": ("block_vq", {"hand_weight": 5.0}),
+    "predictive_vq": ("predictive_vq", {}),
+}
+LINEAR_BATCHES = 400  # of augmented windows
+
+
+def linear_points(benchmark: Benchmark, kind: str, **options: Any) -> Iterator[tuple[Any, float | None]]:
+    """Fitted codecs of a row, one for each of its rates, with their bits per frame at a fixed rate."""
+    windows = training_windows(benchmark, LINEAR_BATCHES)
+    torch.manual_seed(0)
+    if kind == "klt":
+        transform = TransformCoder(benchmark.layout, **options)
+        transform.fit(windows)
+        for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
+            transform.step = float(step)
+            yield transform, None
+    elif kind == "block_vq":
+        blocks = BlockVQ(benchmark.layout, max(BLOCK_LEVELS), **options)
+        blocks.fit(windows)
+        for blocks.levels in BLOCK_LEVELS:
+            yield blocks, float(np.log2(blocks.codebook_sizes).sum()) / blocks.hop_length
+    else:
+        for bits in (5, 10, 20, 22.5, 40):
+            loop = PredictiveVQ(benchmark.layout, bits, **options)
+            loop.fit(windows)
+            yield loop, float(np.log2(loop.codebook_sizes).sum()) / loop.hop_length
+
+
+def run_linear(benchmark: Benchmark, name: str) -> dict[str, Any]:
+    """Fits and scores one codec without gradients at all its rates."""
+    kind, options = LINEAR_ROWS[name]
+    points, start = [], time.perf_counter()
+    for codec, bits_fixed in linear_points(benchmark, kind, **options):
+        known = [] if bits_fixed is None else [codec.encode_decode(clip)[1] for clip in benchmark.train]
+        point: dict[str, Any] = {"levels": None, "bits_fixed": bits_fixed, "val": {}}
+        for val_set, clips in benchmark.val.items():
+            errors, codes = PartErrors(benchmark.layout), []
+            for clip in clips:
+                reconstruction, found = codec.encode_decode(clip)
+                errors.update(reconstruction, clip)
+                codes.append(found)
+            if bits_fixed is None:
+                bits = codec.bits_per_frame(codes)
+            else:
+                bits = entropy_bits(known, codes, codec.codebook_sizes, codec.hop_length)
+            point["val"][val_set] = errors.compute() | {"bits_entropy": bits}
+        points.append(point)
+    minutes = round((time.perf_counter() - start) / 60, 1)
+    return {"parameters": codec.num_parameters, "minutes": minutes, "points": points}
+
+
 def missing_runs(
     names: Sequence[str], done: Sequence[dict[str, Any]], **same: Any
 ) -> Iterator[tuple[str, float, int]]:
     """What is left to run, learning rates before seeds. Read it again after each run: the best rate may be known."""
     for name in names:
         runs = [run for run in done if run["row"] == name and all(run[key] == value for key, value in same.items())]
+        if name in LINEAR_ROWS:
+            yield from [(name, 0.0, 0)] * (not runs)
+            continue
         left = [rate for rate in LEARNING_RATES if not any(run["learning_rate"] == rate for run in runs)]
         yield from ((name, rate, 0) for rate in left)
         if not left:
@@ -314,7 +379,8 @@ def main() -> int:
     parser.add_argument(
         "--budget", default="cpu", choices=BUDGETS, help="steps of the networks (default: %(default)s)"
     )
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="rows to run (default: all)")
+    every = [*ROWS, *LINEAR_ROWS]
+    parser.add_argument("--rows", nargs="+", default=every, choices=every, help="rows to run (default: all)")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="where runs are kept (default: beside this file)"
     )
@@ -331,9 +397,12 @@ def main() -> int:
     while run := next(missing_runs(args.rows, read_results(args.results), **same), None):
         name, learning_rate, seed = run
         print(f"{name}, learning rate {learning_rate}, seed {seed}", file=sys.stderr, flush=True)
-        steps = BUDGETS[args.budget]
+        if name in LINEAR_ROWS:
+            steps, result = 0, run_linear(benchmark, name)
+        else:
+            steps = BUDGETS[args.budget]
+            result = run_network(benchmark, name, learning_rate, seed, steps)
         settings = {"row": name, "learning_rate": learning_rate, "seed": seed, "steps": steps}
-        result = run_network(benchmark, name, learning_rate, seed, steps)
         with args.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(same | settings | result) + "\n")
     return 0

@@ -33,7 +33,8 @@ class QuantizerOutput:
         codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes; 0 at steps that are not valid.
         commitment_loss (`torch.Tensor`): Mean distance of latents to what is decoded of them at each level, for the
             encoder, and to what was predicted of them, for the predictor; over valid entries, robust.
-        quantization_error (`torch.Tensor`): Mean squared distance between latents and quantized, over valid entries.
+        quantization_error (`torch.Tensor`): Mean squared distance between latents and quantized over valid steps, 0
+            where there was nothing to say.
     """
 
     quantized: torch.Tensor
@@ -226,7 +227,6 @@ class ResidualQuantizer(nn.Module, ABC):
             kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
             rows = torch.arange(len(valid), device=latents.device)
             quantized = found.latents[:, kept, :, rows].permute(1, 2, 0, 3)  # (S, G, B, d)
-            entries = there.sum().clamp(min=1)
             error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
             commitment = latents.new_zeros(())
             if self.training:
@@ -240,7 +240,7 @@ class ResidualQuantizer(nn.Module, ABC):
             quantized=passed.permute(2, 0, 1, 3).to(latents.dtype),
             codes=torch.where(valid[:, None], found.codes.permute(2, 0, 1), 0),  # (B, Q, S)
             commitment_loss=commitment,
-            quantization_error=error / (entries * self.dim),
+            quantization_error=error / (valid.sum() * self.num_groups * self.dim).clamp(min=1),
         )
 
     def _arrange(

@@ -252,6 +252,33 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Figure:
+    """Named curves of (x, y) points over a logarithmic x axis.
+
+    Raises:
+        ValueError: no curve.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+    if not curves:
+        raise ValueError("There is no curve to draw.")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    # Okabe and Ito's colours, which colour-blind readers tell apart.
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    for (name, points), colour, marker in zip(curves.items(), colours, "os^Dv<", strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name)
+    axes.set(xscale="log", xlabel=x_label, ylabel=y_label, ylim=(0, None))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xticks([2, 5, 10, 20, 40])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def animate(
     pair: PosePair,
     skeleton: Skeleton,

@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""The table and the figure of the rate-distortion runs.
+
+python benchmarks/rate_report.py --figure docs/rate_distortion.png
+
+Reads what `rate_distortion.py` has written so far and prints a table in Markdown: for each row and rate the fixed and
+the entropy-coded bits per frame, and for each val set the error of hands, hands about their wrists, body and face, in
+percent of the shoulder width. A network stands with its best learning rate, as the mean over its seeds.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rate_distortion import LINEAR_ROWS, RESULTS, ROWS, best_run, read_results
+
+from modeling_pose_tokenizer.visualization import draw_curves
+
+PARTS = ("hands", "hands_relative", "body", "face")
+FIGURE_ROWS = {
+    "ours": "ours",
+    "predictive_vq": "closed-loop linear VQ",
+    "klt_16_hands": "KLT, 16 frames, entropy-coded",
+    "momask_256": "MoMask-style RVQ-VAE",
+}
+
+
+def mean_points(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of a row: of the best learning rate, the mean over seeds."""
+    best = best_run([run for run in runs if run["seed"] == 0])["learning_rate"]
+    seeds = [run["points"] for run in runs if run["learning_rate"] == best]
+    points = []
+    for same in zip(*seeds, strict=True):
+        val = {
+            name: {key: float(np.mean([point["val"][name][key] for point in same])) for key in errors}
+            for name, errors in same[0]["val"].items()
+        }
+        points.append({"bits_fixed": same[0]["bits_fixed"], "val": val, "seeds": len(same), "learning_rate": best})
+    return points
+
+
+def collect(runs: Sequence[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Row -> one of its runs, and its points, in the order of the rows."""
+    names = [name for name in (*ROWS, *LINEAR_ROWS) if any(run["row"] == name for run in runs)]
+    rows = {name: [run for run in runs if run["row"] == name] for name in names}
+    return {name: (of_row[0], mean_points(of_row)) for name, of_row in rows.items()}
+
+
+def table(rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
+    """Markdown: a line per row and rate, a column per val set with hands / about the wrist / body / face."""
+    sets = list(next(iter(rows.values()))[1][0]["val"])
+    lines = [
+        f"| row | parameters | learning rate, seeds | bits fixed | bits coded | {' | '.join(sets)} |",
+        f"|{' --- |' * (5 + len(sets))}",
+    ]
+    for name, (run, points) in rows.items():
+        for point in points:
+            errors = [
+                " / ".join(f"{values[part]:.2f}" if part in values else "-" for part in PARTS)
+                for values in point["val"].values()
+            ]
+            fixed = "" if point["bits_fixed"] is None else f"{point['bits_fixed']:.1f}"
+            coded = f"{next(iter(point['val'].values()))['bits_entropy']:.1f}"
+            recipe = f"{point['learning_rate']:g}, {point['seeds']}" if name in ROWS else ""
+            cells = [name, f"{run['parameters']:,}", recipe, fixed, coded, *errors]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="runs (default: beside this file)")
+    parser.add_argument("--benchmark", default="signing", help="(default: %(default)s)")
+    parser.add_argument("--budget", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--val", default="fingerspelling", help="val set of the figure (default: %(default)s)")
+    parser.add_argument("--figure", type=Path, help="picture to write")
+    parser.add_argument("--json", type=Path, help="the table's numbers to write")
+    args = parser.parse_args()
+    runs = read_results(args.results)
+    runs = [run for run in runs if run["benchmark"] == args.benchmark and run["budget"] == args.budget]
+    if not runs:
+        raise SystemExit(f"There is no run of {args.benchmark}, budget {args.budget}, in {args.results}.")
+    rows = collect(runs)
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps({name: points for name, (_, points) in rows.items()}, indent=1), "utf-8")
+    if args.figure:
+        curves = {}
+        for name, label in FIGURE_ROWS.items():
+            if name in rows:
+                values = [point["val"][args.val] for point in rows[name][1]]
+                curves[label] = sorted((value["bits_entropy"], value["hands"]) for value in values)
+        axes = ("bits per frame, entropy-coded", "error of hands, % of shoulder width")
+        draw_curves(curves, *axes).savefig(args.figure, dpi=140)
+
+
+if __name__ == "__main__":
+    main()
