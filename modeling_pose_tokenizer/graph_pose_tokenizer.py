@@ -182,7 +182,7 @@ def hold(values: torch.Tensor, observed: torch.Tensor, first: torch.Tensor, caus
         last = values.shape[1]
         coming = torch.where(observed, frames, last).amin(1, keepdim=True)
         latest = torch.where(latest == 0, torch.where(coming == last, 0, coming), latest)
-    return values.take_along_dim(latest[..., None], 1)
+    return values.gather(1, latest[..., None].expand(-1, -1, -1, values.shape[-1]))
 
 
 class PoseTokenizerPaddingCache:

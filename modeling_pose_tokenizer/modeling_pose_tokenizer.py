@@ -130,6 +130,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         super().__init__(config)
         start = torch.zeros(config.layout.num_keypoints, config.keypoint_dim - 1)
         self.missing_pose = nn.Parameter(start, requires_grad=False)
+        self.has_anchors = max(CodecGraph.from_config(config).anchors) >= 0
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
         self.encoder = PoseTokenizerEncoder(config)
@@ -392,7 +393,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         """
         observed = observed.index_select(2, self.keypoint_order)
         values = values.index_select(2, self.keypoint_order)
-        first = self.missing_pose.to(values.dtype).expand(len(values), -1, -1)
+        first = self.missing_pose.to(values.dtype).expand(values.shape[0], -1, -1)
         if cache is not None and cache.held is not None:
             first = cache.held
         hangs, anchor = (self.anchors >= 0)[:, None], self.anchors.clamp(min=0)
@@ -400,7 +401,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         # What hangs on nothing is held first: anchors are among them.
         coordinates = hold(values[..., :-1], observed, first, causal)
         offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
-        if hangs.any():
+        if self.has_anchors:
             coordinates = offsets + hold(values[..., :-1] - offsets, observed, first, causal)
         if cache is not None:
             cache.held = (coordinates - offsets)[:, -1]

@@ -44,7 +44,7 @@ class PoseTokenizerPredictor(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def constants(self) -> dict[str, torch.Tensor]:
-        groups, levels = torch.tensor(self.owners).unbind(1)
+        groups, levels = (torch.tensor(numbers) for numbers in zip(*self.owners, strict=True))
         return {"group": groups, "level": levels}
 
     def reset_parameters(self) -> None:
@@ -78,8 +78,11 @@ class PoseTokenizerPredictor(nn.Module):
         first = torch.cat([levels[level + 1][:1], levels[level][:1]], -1)
         return torch.cat([own, first.expand(len(groups), -1, -1)], -1)
 
-    def from_present(self, inputs: torch.Tensor, books: slice, key: bool) -> torch.Tensor:
+    def from_present(self, inputs: torch.Tensor, books: slice, key: bool | torch.Tensor) -> torch.Tensor:
         """This step's share of the prediction: `present_inputs` to `(g, M, d)`."""
+        if isinstance(key, torch.Tensor):
+            usual, alone = (self.from_present(inputs, books, kind) for kind in (False, True))
+            return torch.where(key, alone, usual)
         return torch.baddbmm(self.bias[int(key), books].float(), inputs, self.present[int(key), books].float())
 
     @torch.no_grad()

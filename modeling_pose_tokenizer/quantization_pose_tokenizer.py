@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 from transformers import initialization as init
 
@@ -75,8 +76,11 @@ class Walk:
     latents: torch.Tensor
 
 
-# Step, prediction (g, M, d), its groups, their codebooks -> what the codes add to it (g, M, d).
-Say = Callable[[int, torch.Tensor, list[int], slice], torch.Tensor]
+Tensors = tuple[torch.Tensor, ...]
+# Whether a code step is a key step: known in a loop, computed in an export.
+Key = bool | torch.Tensor
+# Prediction (g, M, d), its groups, their codebooks -> what the codes add to it (g, M, d).
+Say = Callable[[torch.Tensor, list[int], slice], torch.Tensor]
 
 
 class ResidualQuantizer(nn.Module, ABC):
@@ -171,37 +175,61 @@ class ResidualQuantizer(nn.Module, ABC):
             state (`QuantizerState`, *optional*): That of a stream; it is moved on.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
-        codes: list[torch.Tensor] = []
-        residuals: list[torch.Tensor] = []
 
-        def say(step: int, expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
-            there = seen[step, groups][..., None]
-            residuals.append(torch.where(there, latents[step, groups] - expected, 0.0))
-            codes.append(self.lookup(residuals[-1], books))
-            return self.read(codes[-1], books)
+        def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor) -> Tensors:
+            codes, residuals = [], []
 
-        decoded = [self._advance(state, num_levels, step, say) for step in range(len(latents))]
-        return Walk(
-            codes=_by_step(codes, len(latents)),
-            residuals=_by_step(residuals, len(latents)),
-            latents=torch.stack(decoded),
-        )
+            def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
+                residuals.append(torch.where(there[groups][..., None], goals[groups] - expected, 0.0))
+                codes.append(self.lookup(residuals[-1], books))
+                return self.read(codes[-1], books)
 
-    def _advance(self, state: QuantizerState, num_levels: int, step: int, say: Say) -> torch.Tensor:
-        """One code step: `say` tells what to add to each prediction. Moves the state on; returns its latents."""
-        stages, key = self.stages_of(num_levels), self._is_key(state.step)
-        from_past = None if key else self.predictor.from_past(state.latents, slice(0, stages[-1][2].stop))
-        levels = [state.latents[0]]  # nothing is decoded yet: zeros
+            levels = self._advance(before, key, num_levels, say)
+            return levels, torch.cat(codes), torch.cat(residuals)
+
+        decoded, codes, residuals = self._each_step(one_step, state, latents, seen)
+        return Walk(codes=codes.transpose(0, 1), residuals=residuals.transpose(0, 1), latents=decoded)
+
+    def _advance(self, before: torch.Tensor, key: Key, num_levels: int, say: Say) -> torch.Tensor:
+        """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted and what `say`
+        adds to it, stage by stage."""
+        stages = self.stages_of(num_levels)
+        past = None if key is True else self.predictor.from_past(before, slice(0, stages[-1][2].stop))
+        if isinstance(key, torch.Tensor) and past is not None:
+            past = torch.where(key, 0.0, past)
+        levels = [before[0]]  # nothing is decoded yet: zeros
         for level, groups, books in stages:
             if len(levels) == level + 1:
-                levels.append(levels[level].clone())
+                levels.append(levels[level])
             present = self.predictor.present_inputs(levels, groups, level)
             expected = self.predictor.from_present(present, books, key)
-            expected = expected if from_past is None else expected + from_past[books]
-            levels[level + 1][groups] = expected + say(step, expected, groups, books)
-        levels += [levels[-1]] * (self.num_levels + 1 - len(levels))
-        state.latents, state.step = torch.stack(levels), state.step + 1
-        return state.latents
+            expected = expected if past is None else expected + past[books]
+            said = expected + say(expected, groups, books)
+            levels[level + 1] = levels[level + 1].index_copy(0, torch.tensor(groups, device=said.device), said)
+        return torch.stack(levels + [levels[-1]] * (self.num_levels + 1 - len(levels)))
+
+    def _each_step(
+        self, one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What `one_step(before, key, *now)` gives for each code step, stacked; its first result is the next `before`.
+
+        In an export the loop is an operator of the graph, so that it runs as often as the input is long.
+        """
+        if torch.compiler.is_exporting():
+
+            def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
+                before, number = carry
+                key = number % self.key_interval == 0 if self.key_interval else number == 0
+                latents, *others = one_step(before, key, *now)
+                return (latents, number + 1), (latents.clone(), *others)
+
+            start = torch.full((), state.step, device=state.latents.device)
+            return list(scan(combine, (state.latents, start), sequences)[1])
+        results = []
+        for now in zip(*(sequence.unbind(0) for sequence in sequences), strict=True):
+            results.append(one_step(state.latents, self._is_key(state.step), *now))
+            state.latents, state.step = results[-1][0], state.step + 1
+        return [torch.stack(each) for each in zip(*results, strict=True)]
 
     def forward(
         self,
@@ -341,13 +369,12 @@ class ResidualQuantizer(nn.Module, ABC):
             )
         num_levels = prefixes.index(num_books) + 1
         vectors = self.read(codes.permute(1, 2, 0).flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
-        state = self.new_state(batch, codes.device)
 
-        def say(step: int, expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
-            return vectors[books, step]
+        def one_step(before: torch.Tensor, key: Key, now: torch.Tensor) -> Tensors:
+            return (self._advance(before, key, num_levels, lambda expected, groups, books: now[books]),)
 
-        decoded = [self._advance(state, num_levels, step, say)[-1] for step in range(steps)]
-        return torch.stack(decoded).permute(2, 0, 1, 3)
+        (decoded,) = self._each_step(one_step, self.new_state(batch, codes.device), vectors.transpose(0, 1))
+        return decoded[:, -1].permute(2, 0, 1, 3)
 
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None = None) -> None:
@@ -378,12 +405,6 @@ class ResidualQuantizer(nn.Module, ABC):
                 known[:, level + 1, groups] = decoded.unflatten(1, (len(known), -1)).transpose(0, 1)
             known = self.walk(targets, there, level + 1).latents
         self.initialized.fill_(True)
-
-
-def _by_step(stages: list[torch.Tensor], steps: int) -> torch.Tensor:
-    """What the stages of each of the steps found, `(g, ...)` each, to `(Q, S, ...)`."""
-    per_step = len(stages) // steps
-    return torch.stack([torch.cat(stages[i : i + per_step]) for i in range(0, len(stages), per_step)], 1)
 
 
 def _robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
