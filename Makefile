@@ -51,6 +51,8 @@ demo: $(VENV)/.installed-demo
 	cp -r $(DEMO)/training/best $(DEMO)/model
 	python scripts/extract_tokens.py --model $(DEMO)/model --data $(DEMO)/data --split test --output $(DEMO)/tokens
 	python scripts/evaluate.py --model $(DEMO)/model --data $(DEMO)/data --split test --output $(DEMO) --visualize
+	@echo "The same with pretrained/small, which saw more recordings, none of them in these languages:"
+	python scripts/evaluate.py --model pretrained/small --data $(DEMO)/data --split test --output $(DEMO)/pretrained
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 

@@ -165,6 +165,32 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         torch.testing.assert_close(value, runs[1][name], msg=name)
 
 
+class Exported(torch.nn.Module):
+    """One method of a model, as `torch.export` takes it."""
+
+    def __init__(self, model: PoseTokenizerModel, method: str):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model, self.method)(*inputs)[0]
+
+
+def test_encoder_and_decoder_export_for_any_batch_and_length() -> None:
+    model, dynamic = trained_model("parts"), torch.export.Dim.DYNAMIC
+    poses, others = random_poses(model.config, 5, 50, seed=0), random_poses(model.config, 3, 37, seed=1)
+    frames, codes = torch.ones(5, 50, dtype=torch.long), model.encode(others).pose_codes
+    with torch.no_grad():
+        shapes = (({0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}),)
+        encoder = torch.export.export(Exported(model, "encode"), (poses, frames), dynamic_shapes=shapes)
+        assert torch.equal(encoder.module()(others, torch.ones(3, 37, dtype=torch.long)), codes)
+        example = (model.encode(poses).pose_codes,)
+        decoder = torch.export.export(
+            Exported(model, "decode"), example, dynamic_shapes=(({0: dynamic, 2: dynamic},),)
+        )
+        torch.testing.assert_close(decoder.module()(codes), model.decode(codes).pose_values)
+
+
 def test_bfloat16_autocast_keeps_codes_in_fp32() -> None:
     model = trained_model("parts")
     poses = random_poses(model.config, 2, 20, seed=0)

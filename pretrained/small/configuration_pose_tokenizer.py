@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/configuration_pose_tokenizer.py

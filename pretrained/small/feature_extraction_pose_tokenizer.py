@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/feature_extraction_pose_tokenizer.py

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/graph_pose_tokenizer.py

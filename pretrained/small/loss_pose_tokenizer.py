@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/loss_pose_tokenizer.py

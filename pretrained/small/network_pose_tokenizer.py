@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/network_pose_tokenizer.py

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/prediction_pose_tokenizer.py

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/quantization_pose_tokenizer.py

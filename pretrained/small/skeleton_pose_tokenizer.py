@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/skeleton_pose_tokenizer.py
