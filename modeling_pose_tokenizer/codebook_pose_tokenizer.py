@@ -114,3 +114,21 @@ def code_statistics(
     sums = vectors.new_zeros(groups * num_codes, dim)
     sums.index_add_(0, flat, (vectors * weights[..., None]).reshape(-1, dim))
     return counts.view(groups, num_codes), sums.view(groups, num_codes, dim)
+
+
+def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True.
+
+    It is s where it is small, and no outlier rules the gradient.
+    """
+    squared = difference.square().mean(-1)
+    return torch.where(weight, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
+
+
+def repeat_what_counts(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The vectors `(g, M, d)` that count, each group's repeated until there are M; all of them where none counts."""
+    rows = []
+    for weight in weights:
+        chosen = weight.nonzero()[:, 0] if weight.any() else torch.arange(len(weight), device=weight.device)
+        rows.append(chosen[torch.arange(len(weight), device=weight.device) % len(chosen)])
+    return vectors.take_along_dim(torch.stack(rows)[..., None], 1)

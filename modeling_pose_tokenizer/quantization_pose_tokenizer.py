@@ -17,7 +17,14 @@ from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .codebook_pose_tokenizer import code_statistics, draw_badly_served, kmeans, nearest_code
+from .codebook_pose_tokenizer import (
+    code_statistics,
+    draw_badly_served,
+    kmeans,
+    nearest_code,
+    repeat_what_counts,
+    robust_sum,
+)
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .prediction_pose_tokenizer import PoseTokenizerPredictor
 
@@ -298,10 +305,10 @@ class ResidualQuantizer(nn.Module, ABC):
         for level, groups, own in self.stages_of(num_levels):
             # Latents stay near what is decoded of them (arXiv 1711.00937).
             decoded = found.latents[:, level + 1, groups]
-            total = total + _robust_sum(inputs[:, groups] - decoded, counts[own].transpose(0, 1))
+            total = total + robust_sum(inputs[:, groups] - decoded, counts[own].transpose(0, 1))
             present, past = self._inputs(found.latents, level, groups, own)
             missed = goals[groups] - self._expected(present, past, own, key)
-            total = total + _robust_sum(missed, counts[own].flatten(1))
+            total = total + robust_sum(missed, counts[own].flatten(1))
             vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
             if vectors is not None:
                 carried = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
@@ -400,29 +407,11 @@ class ResidualQuantizer(nn.Module, ABC):
                 self.predictor.fit(own, goals[groups], present, past, weight, key)
                 expected = self._expected(present, past, own, key)
                 residual = torch.where(weight[..., None], goals[groups] - expected, 0.0)
-                self.initialize_level(_repeat_what_counts(residual, weight), own, again=round_ > 0)
+                self.initialize_level(repeat_what_counts(residual, weight), own, again=round_ > 0)
                 decoded = expected + self.read(self.lookup(residual, own), own)  # (g, S B, d)
                 known[:, level + 1, groups] = decoded.unflatten(1, (len(known), -1)).transpose(0, 1)
             known = self.walk(targets, there, level + 1).latents
         self.initialized.fill_(True)
-
-
-def _robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True.
-
-    It is s where it is small, and no outlier rules the gradient.
-    """
-    squared = difference.square().mean(-1)
-    return torch.where(weight, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
-
-
-def _repeat_what_counts(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The vectors `(g, M, d)` that count, each group's repeated until there are M; all of them where none counts."""
-    rows = []
-    for weight in weights:
-        chosen = weight.nonzero()[:, 0] if weight.any() else torch.arange(len(weight), device=weight.device)
-        rows.append(chosen[torch.arange(len(weight), device=weight.device) % len(chosen)])
-    return vectors.take_along_dim(torch.stack(rows)[..., None], 1)
 
 
 class ResidualVectorQuantizer(ResidualQuantizer):
