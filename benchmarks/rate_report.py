@@ -20,6 +20,7 @@ from rate_distortion import LINEAR_ROWS, RESULTS, ROWS, best_run, read_results
 from modeling_pose_tokenizer.visualization import draw_curves
 
 PARTS = ("hands", "hands_relative", "body", "face")
+RATES = (5, 10, 20, 40)
 FIGURE_ROWS = {
     "ours": "ours",
     "predictive_vq": "closed-loop linear VQ",
@@ -49,6 +50,13 @@ def collect(runs: Sequence[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], l
     return {name: (of_row[0], mean_points(of_row)) for name, of_row in rows.items()}
 
 
+def near_rates(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points nearest to 5, 10, 20 and 40 bits per frame, fixed or, where there is no fixed rate, coded."""
+    bits = np.array([point["bits_fixed"] or next(iter(point["val"].values()))["bits_entropy"] for point in points])
+    nearest = {int(np.abs(np.log(bits / rate)).argmin()) for rate in RATES}
+    return [points[index] for index in sorted(nearest, key=lambda index: bits[index])]
+
+
 def table(rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
     """Markdown: a line per row and rate, a column per val set with hands / about the wrist / body / face."""
     sets = list(next(iter(rows.values()))[1][0]["val"])
@@ -57,7 +65,7 @@ def table(rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
         f"|{' --- |' * (5 + len(sets))}",
     ]
     for name, (run, points) in rows.items():
-        for point in points:
+        for point in near_rates(points):
             errors = [
                 " / ".join(f"{values[part]:.2f}" if part in values else "-" for part in PARTS)
                 for values in point["val"].values()
