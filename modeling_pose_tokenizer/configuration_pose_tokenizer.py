@@ -52,7 +52,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
             ST-GCN blocks of the decoder on the part graph. Alias: `num_hidden_layers`.
         num_encoder_layers (`int`, *optional*, defaults to 0):
             ST-GCN blocks of the encoder on the part graph, with `num_joint_layers` before them; 0 leaves it linear,
-            which lost less in every trial of a few thousand steps (benchmarks/README.md).
+            which lost less in trials of some hundred steps (benchmarks/README.md).
         kernel_size (`int`, *optional*, defaults to 5): Code steps that a temporal convolution sees; odd.
         downsampling_ratio (`int`, *optional*, defaults to 4): Frames per code step (`hop_length`).
         token_groups (`str`, *optional*, defaults to `"parts"`):
