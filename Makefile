@@ -1,4 +1,4 @@
-# make demo   train on real signing, reconstruct signing never seen in training, show it (eight minutes on two cores)
+# make demo   train on real signing, reconstruct signing never seen in training, show it (a quarter of an hour on two busy cores)
 # make test   ruff, mypy, pytest
 # Both prepare .venv by themselves. `make setup TORCH="torch --index-url URL"` installs another build of torch.
 
