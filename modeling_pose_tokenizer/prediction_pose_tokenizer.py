@@ -64,9 +64,9 @@ class PoseTokenizerPredictor(nn.Module):
             inputs += [torch.where(first, 0.0, before[level + index, 0]) for index in (1, 0)]
         return torch.cat(inputs, -1)
 
-    def from_past(self, before: torch.Tensor, books: slice) -> torch.Tensor:
-        """The step before's share of the prediction: `(L + 1, G, M, d)` to `(q, M, d)`."""
-        return torch.bmm(self.past_inputs(before, books), self.past[books].float())
+    def from_past(self, inputs: torch.Tensor, books: slice) -> torch.Tensor:
+        """The step before's share of the prediction: `past_inputs` to `(q, M, d)`."""
+        return torch.bmm(inputs, self.past[books].float())
 
     def present_inputs(self, levels: Sequence[torch.Tensor], groups: Sequence[int], level: int) -> torch.Tensor:
         """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`."""
@@ -95,7 +95,7 @@ class PoseTokenizerPredictor(nn.Module):
         weights: torch.Tensor,
         key: torch.Tensor,
     ) -> None:
-        """Ridge regression of latents on the inputs, for usual and for key steps.
+        """Ridge regression of latents on the inputs, for usual and for key steps; without any, nothing changes.
 
         Args:
             targets (`torch.Tensor` of shape `(g, M, d)`): Latents.
@@ -108,13 +108,11 @@ class PoseTokenizerPredictor(nn.Module):
             rows = torch.nn.functional.pad(inputs, (0, 1), value=1.0).double()
             weighted = rows * weight[..., None]
             gram, moment = weighted.transpose(1, 2) @ rows, weighted.transpose(1, 2) @ targets.double()
-            count = weight.sum(-1).clamp(min=1.0)[:, None, None]
+            known = (weight.sum(-1) > 1)[:, None, None]
             energy = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None].clamp(min=1e-6)
             eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             found = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + RIDGE * energy * eye)).float()
-            found = torch.where(count > 1, found, 0.0)
             width = present.shape[-1]
-            self.present[kind, books] = found[:, :width]
-            self.bias[kind, books] = found[:, -1:]
-            if not kind:
-                self.past[books] = found[:, width:-1]
+            parts = [(self.present[kind], found[:, :width]), (self.bias[kind], found[:, -1:])]
+            for parameter, fitted in parts if kind else [*parts, (self.past, found[:, width:-1])]:
+                parameter[books] = torch.where(known, fitted, parameter[books])

@@ -9,6 +9,7 @@ one, ...
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -161,8 +162,9 @@ class ResidualQuantizer(nn.Module, ABC):
     def stages_of(self, num_levels: int) -> list[tuple[int, list[int], slice]]:
         return [stage for stage in self.stages if stage[0] < num_levels]
 
-    def _is_key(self, step: int) -> bool:
-        return step == 0 or (self.key_interval > 0 and step % self.key_interval == 0)
+    def _is_key(self, step: Any) -> Any:
+        """Whether a code step, a number or a tensor, is a key step."""
+        return step % self.key_interval == 0 if self.key_interval else step == 0
 
     def new_state(self, batch: int, device: torch.device) -> QuantizerState:
         """Where a stream begins."""
@@ -201,9 +203,11 @@ class ResidualQuantizer(nn.Module, ABC):
         """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted and what `say`
         adds to it, stage by stage."""
         stages = self.stages_of(num_levels)
-        past = None if key is True else self.predictor.from_past(before, slice(0, stages[-1][2].stop))
-        if isinstance(key, torch.Tensor) and past is not None:
-            past = torch.where(key, 0.0, past)
+        past = None
+        if key is not True:
+            known = slice(0, stages[-1][2].stop)
+            past = self.predictor.from_past(self.predictor.past_inputs(before, known), known)
+            past = torch.where(key, 0.0, past) if isinstance(key, torch.Tensor) else past
         levels = [before[0]]  # nothing is decoded yet: zeros
         for level, groups, books in stages:
             if len(levels) == level + 1:
@@ -226,8 +230,7 @@ class ResidualQuantizer(nn.Module, ABC):
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
                 before, number = carry
-                key = number % self.key_interval == 0 if self.key_interval else number == 0
-                latents, *others = one_step(before, key, *now)
+                latents, *others = one_step(before, self._is_key(number), *now)
                 return (latents, number + 1), (latents.clone(), *others)
 
             start = torch.full((), state.step, device=state.latents.device)
@@ -334,7 +337,7 @@ class ResidualQuantizer(nn.Module, ABC):
 
     def _expected(self, present: torch.Tensor, past: torch.Tensor, books: slice, key: torch.Tensor) -> torch.Tensor:
         """Predictions `(g, S B, d)` of all steps at once."""
-        usual = self.predictor.from_present(present, books, False) + torch.bmm(past, self.predictor.past[books])
+        usual = self.predictor.from_present(present, books, False) + self.predictor.from_past(past, books)
         return torch.where(key[:, None], self.predictor.from_present(present, books, True), usual)
 
     def _kept_levels(

@@ -143,6 +143,17 @@ def test_prediction_pays_where_motion_is_smooth() -> None:
     assert errors[0] < 0.7 * errors[1]
 
 
+def test_without_a_step_before_the_levels_stay_a_plain_residual_quantizer() -> None:
+    """Sequences of one step say nothing of usual steps: there a level expects what the levels before it say."""
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS["rvq"](small_config("parts")).eval()
+    latents, valid = torch.randn(300, 1, quantizer.num_groups, quantizer.dim), torch.ones(300, 1, dtype=torch.bool)
+    quantizer.initialize(latents, valid)
+    identity = torch.eye(quantizer.dim).expand(quantizer.num_codebooks, -1, -1)
+    assert torch.equal(quantizer.predictor.present[0, :, : quantizer.dim], identity)
+    assert not quantizer.predictor.past.any() and not quantizer.predictor.bias[0].any()
+
+
 @quantizers
 def test_read_then_lookup_is_the_identity(variant: str) -> None:
     quantizer = trained_model(variant).quantizer
