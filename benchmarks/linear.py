@@ -18,7 +18,7 @@ import torch
 from protocol import CONFIDENCE_THRESHOLD, Benchmark, batches
 from torch.nn.utils.rnn import pad_sequence
 
-from modeling_pose_tokenizer.quantization_pose_tokenizer import kmeans, nearest_code
+from modeling_pose_tokenizer.codebook_pose_tokenizer import kmeans, nearest_code
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
 
 HAND_WEIGHT = 5.0  # of a hand's squared error, as in the loss of the networks

@@ -13,7 +13,7 @@ from torch import nn
 from vector_quantize_pytorch import ResidualVQ
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
-from modeling_pose_tokenizer.quantization_pose_tokenizer import nearest_code
+from modeling_pose_tokenizer.codebook_pose_tokenizer import nearest_code
 
 LEVELS, CODES = 8, 1024
 DIMENSIONS = (32, 128, 512)

@@ -186,7 +186,7 @@ def hold(values: torch.Tensor, observed: torch.Tensor, first: torch.Tensor, caus
 
 
 class PoseTokenizerPaddingCache:
-    """What a stream needs of its past to go on where it stopped.
+    """What a stream, of poses or of codes, needs of its past to go on where it stopped.
 
     Attributes:
         states (`list[torch.Tensor]`): The last steps that each causal convolution saw, one
@@ -210,6 +210,23 @@ class PoseTokenizerPaddingCache:
         return extended
 
 
+def convolve_in_time(
+    conv: nn.Conv2d, hidden_states: torch.Tensor, causal: bool, cache: PoseTokenizerPaddingCache | None, layer: int
+) -> torch.Tensor:
+    """`(B, S, V, C_in)` to `(B, S, V, C_out)`: zeros stand around, or in a stream its past in front.
+
+    `layer` is the convolution's number in the cache.
+    """
+    past = conv.kernel_size[0] - 1
+    if cache is not None:
+        hidden_states = cache.extend(layer, hidden_states, past)
+    else:
+        before = past if causal else past // 2
+        hidden_states = F.pad(hidden_states, (0, 0, 0, 0, before, past - before))
+    # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
+    return conv(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class PoseTokenizerBlock(GradientCheckpointingLayer):
     """Pre-norm ST-GCN block: graph convolution, nonlinearity, depthwise temporal convolution, projection, residual."""
 
@@ -217,7 +234,7 @@ class PoseTokenizerBlock(GradientCheckpointingLayer):
         self, config: PoseTokenizerConfig, num_nodes: int, edges: Sequence[Sequence[int]], features: int, layer: int
     ):
         super().__init__()
-        self.layer, self.kernel_size, self.causal = layer, config.kernel_size, config.use_causal_conv
+        self.layer, self.causal = layer, config.use_causal_conv
         self.norm = nn.LayerNorm(features)
         self.graph_conv = PoseTokenizerGraphConv(num_nodes, edges, features, features)
         self.temporal_conv = nn.Conv2d(features, features, (config.kernel_size, 1), groups=features)
@@ -229,12 +246,5 @@ class PoseTokenizerBlock(GradientCheckpointingLayer):
         """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
         inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
         inside = torch.where(step_mask[..., None, None], inside, 0.0)
-        past = self.kernel_size - 1
-        if cache is not None:
-            inside = cache.extend(self.layer, inside, past)
-        else:
-            before = past if self.causal else past // 2
-            inside = F.pad(inside, (0, 0, 0, 0, before, past - before))
-        # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
-        inside = self.temporal_conv(inside.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        inside = convolve_in_time(self.temporal_conv, inside, self.causal, cache, self.layer)
         return hidden_states + self.projection(F.gelu(inside))

@@ -5,6 +5,7 @@ C channels, P part nodes, V nodes of whichever graph, G token groups, S code ste
 Q codebooks, M = B S.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
-from .quantization_pose_tokenizer import QUANTIZERS, ResidualQuantizer, broadcast_module
+from .quantization_pose_tokenizer import QUANTIZERS, broadcast_module
+from .residual_pose_tokenizer import ResidualQuantizer
 
 if TYPE_CHECKING:  # transformers finds imports by text: so these travel with every copy of the code
     from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # transformers finds imports by text: so these travel with ev
 _Length = TypeVar("_Length", int, torch.Tensor)
 # Code steps the codebooks are fitted to at first: more change little, and the distances have to fit in memory.
 MAX_INITIAL_STEPS = 32768
+# Halvings of the range in which the price of a bit is looked for, seven decades: to 0.1 %.
+PRICE_STEPS = 14
 
 
 @dataclass
@@ -51,9 +55,11 @@ class PoseTokenizerDecoderOutput(ModelOutput):
     """
     Args:
         pose_values (`torch.FloatTensor` of shape `(B, T, N, D)`): Poses; the last value is the confidence, 0 to 1.
+        padding_cache (`PoseTokenizerPaddingCache`, *optional*): What the next streamed piece needs of this one.
     """
 
     pose_values: torch.Tensor | None = None
+    padding_cache: "PoseTokenizerPaddingCache | None" = None
 
 
 @dataclass
@@ -172,6 +178,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         padding_cache: PoseTokenizerPaddingCache | None = None,
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
+        target_bits_per_frame: float | None = None,
     ) -> PoseTokenizerEncoderOutput:
         """Poses to codes.
 
@@ -184,16 +191,22 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
                 Whether this is a piece of a stream, T a multiple of `hop_length`; needs `use_causal_conv`. True by
                 default where a `padding_cache` is given. You are responsible for buffering, or `PoseTokenizerStream`.
             return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
+            target_bits_per_frame (`float`, *optional*):
+                Spend at most so many bits per frame on each sequence, levels where they gain most, instead of all
+                levels everywhere. What is not said has code 0, and `decode` reads the codes as any others;
+                `get_spent_bits` counts them. Needs the whole sequence and `quantizer: "rvq"`.
 
         Returns:
             [`PoseTokenizerEncoderOutput`] with `pose_codes` of shape `(B, Q, S)`.
 
         Raises:
-            ValueError: another N or D than the configuration's, too many levels, or a stream that cannot be.
+            ValueError: another N or D than the configuration's, too many levels, a stream that cannot be, or a rate
+                that cannot be reached.
         """
         use_streaming = padding_cache is not None if use_streaming is None else use_streaming
+        self._check_target(target_bits_per_frame, use_streaming)
         if use_streaming:
-            self._check_stream(input_values)
+            self._check_stream(input_values.shape[1])
             num_layers = self.config.num_joint_layers + self.config.num_encoder_layers
             padding_cache = padding_cache or PoseTokenizerPaddingCache(num_layers)
         cache = padding_cache if use_streaming else None
@@ -202,15 +215,65 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         latents = self.encoder(self._complete(values, observed, cache), step_mask, cache)
         if cache is not None and cache.quantizer is None:
             cache.quantizer = self.quantizer.new_state(len(latents), latents.device)
-        state = None if cache is None else cache.quantizer
-        codes = self.quantizer.encode(latents, step_mask, self._seen(observed), num_quantizers, state)
+        seen, state = self._seen(observed), None if cache is None else cache.quantizer
+        codes = self.quantizer.encode(latents, step_mask, seen, num_quantizers, state)
+        if target_bits_per_frame is not None:
+            codes = self._spend(codes, target_bits_per_frame, latents, step_mask, seen, num_quantizers)
         return self._result(PoseTokenizerEncoderOutput(codes, padding_cache), return_dict)
+
+    def get_spent_bits(self, pose_codes: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Bits per frame `(B,)` that codes `(B, Q, S)` need where each group says in each step how many levels follow:
+        log2(levels + 1), and log2(K) for each level up to the last that is not 0."""
+        config, batch, steps = self.config, len(pose_codes), pose_codes.shape[2]
+        valid = torch.ones(batch, steps, dtype=torch.bool, device=pose_codes.device)
+        if padding_mask is not None:
+            valid = self.get_pose_codes_mask(padding_mask)
+        bits = torch.zeros(batch, steps, device=pose_codes.device)
+        for group, levels in zip(config.group_names, config.levels_per_group, strict=True):
+            rows = [row for row, (owner, _) in enumerate(config.codebook_index) if owner == group]
+            said = pose_codes[:, [row for row in rows if row < pose_codes.shape[1]]] != 0  # (B, l, S)
+            depth = torch.arange(1, said.shape[1] + 1, device=said.device)[:, None]
+            bits += math.log2(levels + 1) + torch.where(said, depth, 0).amax(1) * math.log2(config.codebook_size)
+        return (bits * valid).sum(1) / (valid.sum(1).clamp(min=1) * config.hop_length)
+
+    def _spend(
+        self,
+        codes: torch.Tensor,
+        target: float,
+        latents: torch.Tensor,
+        step_mask: torch.Tensor,
+        seen: torch.Tensor,
+        num_quantizers: int | None,
+    ) -> torch.Tensor:
+        """Codes `(B, Q, S)` of at most `target` bits per frame: each sequence pays the same price for each bit,
+        wherever it is spent, and that price is found by bisection (Shoham and Gersho, "Efficient bit allocation for an
+        arbitrary set of quantizers", IEEE Transactions on Acoustics, Speech, and Signal Processing 36(9), 1988).
+
+        `codes` are those that cost nothing. What a code gains is the squared error of poses, weighted as in the loss.
+        """
+        frames = step_mask.repeat_interleave(self.config.hop_length, 1)
+        gain = self.decoder.group_gain(self.config.keypoint_weights[self.keypoint_order.cpu()])  # (G,)
+        energy = latents.float().square().sum(-1) @ gain  # (B, S)
+        high = torch.where(step_mask, energy, 0.0).amax(1).clamp(min=1e-9) / math.log2(self.config.codebook_size)
+        low, best = high * 1e-7, codes
+        fits = self.get_spent_bits(codes, frames) <= target
+        best = torch.where(fits[:, None, None], codes, 0)
+        for _ in range(PRICE_STEPS):
+            middle = (low * high).sqrt()
+            price = middle * math.log2(self.config.codebook_size) / gain[:, None]  # (G, B)
+            found = self.quantizer.encode(latents, step_mask, seen, num_quantizers, price=price)
+            enough = self.get_spent_bits(found, frames) <= target
+            best = torch.where((enough & ~fits)[:, None, None], found, best)
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        return best
 
     def decode(
         self,
         pose_codes: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        padding_cache: PoseTokenizerPaddingCache | None = None,
+        use_streaming: bool | None = None,
     ) -> PoseTokenizerDecoderOutput:
         """Codes to poses: the inverse of `encode`, up to what quantization loses.
 
@@ -219,16 +282,30 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             padding_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 for real frames, as given to `encode`; the result then has its T frames instead of S * hop_length.
             return_dict (`bool`, *optional*): Whether to return a [`~utils.ModelOutput`] instead of a tuple.
+            padding_cache (`PoseTokenizerPaddingCache`, *optional*): That of the piece before, in a stream.
+            use_streaming (`bool`, *optional*):
+                Whether these are the next steps of a stream; needs `use_causal_conv`. True by default where a
+                `padding_cache` is given.
 
         Returns:
             [`PoseTokenizerDecoderOutput`] with `pose_values` of shape `(B, T, N, D)`, in shoulder widths.
 
         Raises:
-            ValueError: codes of another shape than this model's, or a code outside 0..K-1.
+            ValueError: codes of another shape than this model's, a code outside 0..K-1, or a stream that cannot be.
         """
         self._check_codes(pose_codes, padding_mask)
-        latents = self.quantizer.decode(pose_codes)
-        return self._result(PoseTokenizerDecoderOutput(self._decode_latents(latents, padding_mask)), return_dict)
+        use_streaming = padding_cache is not None if use_streaming is None else use_streaming
+        if use_streaming:
+            self._check_stream()
+            # The decoder's blocks, and the two convolutions of its refinement.
+            num_layers = self.config.num_part_layers + self.config.num_joint_layers + 2
+            padding_cache = padding_cache or PoseTokenizerPaddingCache(num_layers)
+            if padding_cache.quantizer is None:
+                padding_cache.quantizer = self.quantizer.new_state(len(pose_codes), pose_codes.device)
+        cache = padding_cache if use_streaming else None
+        latents = self.quantizer.decode(pose_codes, None if cache is None else cache.quantizer)
+        values = self._decode_latents(latents, padding_mask, cache)
+        return self._result(PoseTokenizerDecoderOutput(values, padding_cache), return_dict)
 
     def forward(
         self,
@@ -419,14 +496,19 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             return torch.ones(batch, self.get_encoded_length(frames), dtype=torch.bool, device=input_values.device)
         return self.get_pose_codes_mask(padding_mask)
 
-    def _decode_latents(self, latents: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
+    def _decode_latents(
+        self,
+        latents: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        cache: PoseTokenizerPaddingCache | None = None,
+    ) -> torch.Tensor:
         batch, steps = latents.shape[:2]
         if padding_mask is None:
             step_mask = torch.ones(batch, steps, dtype=torch.bool, device=latents.device)
         else:
             step_mask = self.get_pose_codes_mask(padding_mask)
         latents = torch.where(step_mask[..., None, None], latents, 0.0)
-        poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask)
+        poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask, cache)
         poses = poses.index_select(2, self.keypoint_place)
         if padding_mask is not None:
             poses = poses[:, : padding_mask.shape[1]]
@@ -466,13 +548,26 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
                 f"pose_codes holds codes from {low} to {high}; expected 0 to {self.config.codebook_size - 1}."
             )
 
-    def _check_stream(self, input_values: torch.Tensor) -> None:
+    def _check_stream(self, frames: int = 0) -> None:
         if not self.config.use_causal_conv:
             raise ValueError("use_streaming needs a causal model; train one with use_causal_conv: true.")
-        if input_values.shape[1] % self.config.hop_length:
+        if frames % self.config.hop_length:
             raise ValueError(
-                f"A streamed piece has {input_values.shape[1]} frames; expected a multiple of hop_length "
-                f"{self.config.hop_length}. PoseTokenizerStream buffers frames for you."
+                f"A streamed piece has {frames} frames; expected a multiple of hop_length {self.config.hop_length}. "
+                "PoseTokenizerStream buffers frames for you."
+            )
+
+    def _check_target(self, target: float | None, use_streaming: bool) -> None:
+        if target is None:
+            return
+        if self.config.quantizer != "rvq":
+            raise ValueError("target_bits_per_frame needs a model with quantizer: rvq, whose code 0 says nothing.")
+        if use_streaming:
+            raise ValueError("target_bits_per_frame needs the whole sequence; in a stream use num_quantizers.")
+        least = sum(math.log2(levels + 1) for levels in self.config.levels_per_group) / self.config.hop_length
+        if target < least:
+            raise ValueError(
+                f"target_bits_per_frame is {target}; expected at least {least:.3g}, which say that no level follows."
             )
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:

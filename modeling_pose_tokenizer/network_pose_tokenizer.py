@@ -17,6 +17,7 @@ from .graph_pose_tokenizer import (
     PoseTokenizerPaddingCache,
     PoseTokenizerPooling,
     PoseTokenizerUnpooling,
+    convolve_in_time,
 )
 
 # The network starts as a small correction of the linear path: a thousandth of a shoulder width.
@@ -106,20 +107,29 @@ class PoseTokenizerDecoder(nn.Module):
         )
         self.head = PoseTokenizerHead(len(graph.order), joint, hop * dim, INITIAL_NETWORK_GAIN)
         self.linear_path = PoseTokenizerUnpooling(graph.group_keypoints, config.codebook_dim, hop * (dim - 1))
-        self.refinement = PoseTokenizerRefinement(config)
+        self.refinement = PoseTokenizerRefinement(config, num_part + config.num_joint_layers)
 
-    def forward(self, latents: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, latents: torch.Tensor, step_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
         """Latents `(B, S, G, d)` to poses `(B, S h, N, D)`, keypoints part by part, the confidence as a logit."""
         linear = self.linear_path(latents).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D - 1)
         hidden_states = self.group_unpooling(latents)  # (B, S, P, C)
         for layer in self.part_layers:
-            hidden_states = layer(hidden_states, step_mask)
+            hidden_states = layer(hidden_states, step_mask, cache)
         hidden_states = F.gelu(self.part_unpooling(self.norm(hidden_states)))  # (B, S, N, C_joint)
         for layer in self.joint_layers:
-            hidden_states = layer(hidden_states, step_mask)
+            hidden_states = layer(hidden_states, step_mask, cache)
         patches = self.head(hidden_states).unflatten(-1, (self.hop_length, -1))  # (B, S, N, h, D)
         poses = (patches + F.pad(linear, (0, 1))).permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, T, N, D)
-        return self.refinement(poses, step_mask.repeat_interleave(self.hop_length, 1))
+        return self.refinement(poses, step_mask.repeat_interleave(self.hop_length, 1), cache)
+
+    def group_gain(self, weight: torch.Tensor) -> torch.Tensor:
+        """Squared error of poses, keypoints weighted by `weight` `(N,)`, for one of a latent's: `(G,)`, by the linear
+        path."""
+        squares = self.linear_path.weight.detach().float().square().mean(1)  # (N h (D - 1),)
+        squares = squares.unflatten(0, (len(weight), -1)).sum(1) * weight.to(squares)
+        return torch.stack([group.sum() for group in squares.split(self.linear_path.sizes)])
 
 
 class PoseTokenizerRefinement(nn.Module):
@@ -127,19 +137,20 @@ class PoseTokenizerRefinement(nn.Module):
 
     kernel_size, features = 5, 16
 
-    def __init__(self, config: PoseTokenizerConfig):
+    def __init__(self, config: PoseTokenizerConfig, layer: int):
         super().__init__()
-        self.causal = config.use_causal_conv
+        self.causal, self.layer = config.use_causal_conv, layer
         self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
         self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
         self.conv_out.gain = 0.0  # it starts by changing nothing
 
-    def forward(self, poses: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, poses: torch.Tensor, frame_mask: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
+    ) -> torch.Tensor:
         """`(B, T, N, D)` to the same shape; frames that are False in `frame_mask` `(B, T)` reach no other frame."""
-        past = self.kernel_size - 1
-        before = past if self.causal else past // 2
-        padding = (0, 0, before, past - before)
-        mask = frame_mask[:, None, :, None]
-        refined = torch.where(mask, poses.permute(0, 3, 1, 2), 0.0)  # (B, D, T, N)
-        refined = torch.where(mask, F.gelu(self.conv_in(F.pad(refined, padding))), 0.0)
-        return poses + self.conv_out(F.pad(refined, padding)).permute(0, 2, 3, 1)
+        refined = poses
+        for number, conv in enumerate((self.conv_in, self.conv_out)):
+            refined = F.gelu(refined) if number else refined
+            refined = torch.where(frame_mask[..., None, None], refined, 0.0)
+            refined = convolve_in_time(conv, refined, self.causal, cache, self.layer + number)
+        return poses + refined

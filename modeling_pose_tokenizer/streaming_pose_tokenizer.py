@@ -1,4 +1,4 @@
-"""Streaming: frames in, codes out, bounded state."""
+"""Streaming: frames in, codes out, and codes in, frames out, with bounded state."""
 
 import torch
 from torch.nn import functional as F
@@ -7,10 +7,12 @@ from .modeling_pose_tokenizer import PoseTokenizerModel, PoseTokenizerPaddingCac
 
 
 class PoseTokenizerStream:
-    """Encodes a stream piece by piece into exactly the codes that encoding it whole would give.
+    """Encodes a stream piece by piece into exactly the codes that encoding it whole would give, and decodes one piece
+    by piece into the poses that decoding it whole would give.
 
-    Memory and time per step are constant: kept are the frames of an unfinished code step and the last steps that each
-    causal convolution saw. Many streams go in one object as the rows of a batch.
+    Memory and time per step are constant: kept are the frames of an unfinished code step, the last decoded latents and
+    the last steps that each causal convolution saw. Many streams that keep step go in one object as the rows of a
+    batch. The two directions do not touch each other: one object may encode a signer and decode another.
 
     Args:
         model (`PoseTokenizerModel`): A causal model (`use_causal_conv`), in eval mode.
@@ -27,8 +29,11 @@ class PoseTokenizerStream:
 
     >>> stream = PoseTokenizerStream(PoseTokenizerModel(PoseTokenizerConfig(use_causal_conv=True)).eval())
     >>> frames = torch.rand(1, 6, 133, 3)
-    >>> stream.push(frames[:, :3]) is None, stream.push(frames[:, 3:]).shape, stream.flush().shape
-    (True, torch.Size([1, 16, 1]), torch.Size([1, 16, 1]))
+    >>> stream.push(frames[:, :3]) is None
+    True
+    >>> codes = stream.push(frames[:, 3:])
+    >>> codes.shape, stream.decode(codes).shape, stream.flush().shape
+    (torch.Size([1, 16, 1]), torch.Size([1, 4, 133, 3]), torch.Size([1, 16, 1]))
     ```"""
 
     def __init__(self, model: PoseTokenizerModel, num_quantizers: int | None = None):
@@ -41,12 +46,14 @@ class PoseTokenizerStream:
 
     @property
     def latency(self) -> int:
-        """Frames from the first frame of a code step until its codes come out: `hop_length`."""
+        """Frames from the first frame of a code step until its codes come out, and from them to its poses:
+        `hop_length`."""
         return self.model.config.hop_length
 
     def reset(self) -> None:
-        """Forget the stream; the next frame is the first of another."""
+        """Forget both directions; the next frame and the next code are the first of another stream."""
         self._cache: PoseTokenizerPaddingCache | None = None
+        self._decoder_cache: PoseTokenizerPaddingCache | None = None
         self._frames: torch.Tensor | None = None
 
     @torch.inference_mode()
@@ -73,8 +80,23 @@ class PoseTokenizerStream:
             missing = self.model.config.hop_length - self._frames.shape[1]
             real = self._frames.new_ones(self._frames.shape[:2])
             codes = self._encode(F.pad(self._frames, (0, 0, 0, 0, 0, missing)), F.pad(real, (0, missing)))
-        self.reset()
+        self._cache = self._frames = None
         return codes
+
+    @torch.inference_mode()
+    def decode(self, pose_codes: torch.Tensor) -> torch.Tensor:
+        """Take new codes.
+
+        Args:
+            pose_codes (`torch.LongTensor` of shape `(B, Q, S)`): The next steps, any S; B and Q as before.
+
+        Returns:
+            `torch.Tensor` of shape `(B, S * hop_length, N, D)`: their poses.
+        """
+        output = self.model.decode(pose_codes, return_dict=True, padding_cache=self._decoder_cache, use_streaming=True)
+        self._decoder_cache = output.padding_cache
+        assert output.pose_values is not None
+        return output.pose_values
 
     def _encode(self, frames: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor | None:
         output = self.model.encode(

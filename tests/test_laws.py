@@ -1,6 +1,7 @@
 """The laws of the codec, over random shapes, on warmed and perturbed models of every variant."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,99 @@ def test_streamed_codes_equal_offline_codes(pieces: list[int], batch: int, level
         with torch.inference_mode():
             offline = model.encode(poses, num_quantizers=levels).pose_codes
         assert differing(streamed, offline) <= MAX_FLIPS
+
+
+@given(pieces=st.lists(st.integers(1, 7), min_size=1, max_size=6), batch=st.integers(1, 3), seed=seeds)
+def test_streamed_poses_equal_offline_poses(pieces: list[int], batch: int, seed: int) -> None:
+    model = trained_model("causal")
+    codes = model.encode(random_poses(model.config, batch, 2 * sum(pieces), seed)).pose_codes
+    assert codes is not None and codes.shape[-1] == sum(pieces)
+    stream = PoseTokenizerStream(model)
+    with torch.inference_mode():
+        offline = model.decode(codes).pose_values
+    for _ in range(2):  # a stream that was reset starts afresh
+        streamed = torch.cat([stream.decode(piece) for piece in codes.split(pieces, -1)], 1)
+        torch.testing.assert_close(streamed, offline, rtol=1e-4, atol=1e-4)
+        stream.push(random_poses(model.config, batch, 3, seed))  # the other direction does not touch this one
+        stream.flush()
+        stream.reset()
+
+
+def test_a_stream_keeps_no_more_than_it_needs() -> None:
+    model = trained_model("causal")
+    stream, sizes = PoseTokenizerStream(model), []
+    for seed in range(6):
+        codes = stream.push(random_poses(model.config, 2, 9, seed))
+        assert codes is not None
+        stream.decode(codes)
+        caches = (stream._cache, stream._decoder_cache)
+        tensors = [tensor for cache in caches if cache for tensor in cache.states]
+        sizes.append(sum(tensor.numel() for tensor in tensors if tensor is not None))
+    assert len(set(sizes[1:])) == 1 and sizes[0] > 0
+
+
+def spent_bits(codes: torch.Tensor, model: PoseTokenizerModel, steps: int) -> float:
+    """Bits per frame of codes (Q, S), counted one by one."""
+    config, bits = model.config, 0.0
+    for step in range(steps):
+        for group, levels in zip(config.group_names, config.levels_per_group, strict=True):
+            bits += math.log2(levels + 1)
+            own = [row for row, (owner, _) in enumerate(config.codebook_index) if owner == group and row < len(codes)]
+            while own and codes[own[-1], step] == 0:
+                own.pop()
+            bits += len(own) * math.log2(config.codebook_size)
+    return bits / (steps * config.hop_length)
+
+
+@pytest.mark.parametrize("variant", ["parts", "whole", "custom"])
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=3), share=st.floats(0.2, 1.1), seed=seeds)
+def test_a_target_rate_is_kept_and_decodes(variant: str, lengths: list[int], share: float, seed: int) -> None:
+    model = trained_model(variant)
+    poses = random_poses(model.config, len(lengths), max(lengths), seed)
+    mask = torch.zeros(poses.shape[:2])
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    with torch.inference_mode():
+        every = model.encode(poses, mask).pose_codes
+        target = share * model.get_spent_bits(every, mask).max().item()
+        try:
+            codes = model.encode(poses, mask, target_bits_per_frame=target).pose_codes
+        except ValueError as error:
+            assert "at least" in str(error)
+            return
+        alone = model.encode(poses[:1, : lengths[0]], target_bits_per_frame=target).pose_codes
+        spent = model.get_spent_bits(codes, mask)
+        assert model.decode(codes, mask).pose_values.shape == poses.shape
+    for row, length in enumerate(lengths):
+        steps = model.get_encoded_length(length)
+        assert spent[row].item() == pytest.approx(spent_bits(codes[row], model, steps), abs=1e-4)
+        assert spent[row] <= target + 1e-4
+        if share > 1:
+            assert torch.equal(codes[row], every[row])
+    assert differing(codes[:1, :, : alone.shape[-1]], alone) <= MAX_FLIPS
+
+
+def test_bits_go_where_motion_is() -> None:
+    model = trained_model("parts")
+    poses = random_poses(model.config, 1, 64, seed=1)
+    poses[:, :32] = poses[:, :1]  # nothing moves
+    with torch.inference_mode():
+        every = model.encode(poses).pose_codes
+        codes = model.encode(poses, target_bits_per_frame=model.get_spent_bits(every).item() / 2).pose_codes
+        errors = [(model.decode(c).pose_values - poses)[..., :-1].square().mean() for c in (every, codes)]
+    still, moving = (model.get_spent_bits(codes[..., part]).item() for part in (slice(1, 8), slice(8, 16)))
+    assert moving > 2 * still
+    assert errors[1] < 4 * errors[0]
+
+
+def test_a_target_rate_is_refused_where_it_cannot_be() -> None:
+    poses = random_poses(trained_model("fsq").config, 1, 8, seed=0)
+    with pytest.raises(ValueError, match="quantizer: rvq"):
+        trained_model("fsq").encode(poses, target_bits_per_frame=20)
+    with pytest.raises(ValueError, match="whole sequence"):
+        trained_model("causal").encode(poses, target_bits_per_frame=20, use_streaming=True)
+    with pytest.raises(ValueError, match=r"at least 1\.54"):
+        trained_model("parts").encode(poses, target_bits_per_frame=1)
 
 
 def test_a_stream_refuses_what_cannot_be_streamed() -> None:

@@ -1,0 +1,418 @@
+"""Residual quantization, batched over token groups: the walk over code steps and levels that RVQ and FSQ share.
+
+Letters: B batch, S code steps, G token groups, M vectors, d dimensions of a latent, L levels, Q codebooks, K codes
+per codebook. Codebooks lie level-major, so those of one level are neighbours: level 0 of every group, then level 1 of
+every group that has one, ...
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._higher_order_ops.scan import scan
+
+from .codebook_pose_tokenizer import repeat_what_counts, robust_sum
+from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .prediction_pose_tokenizer import PoseTokenizerPredictor
+
+# Rounds of fitting a level's prediction and codes to each other.
+FIT_ROUNDS = 6
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer says of a batch.
+
+    Attributes:
+        quantized (`torch.Tensor` of shape `(B, S, G, d)`): Latents as the decoder gets them (straight-through).
+        codes (`torch.LongTensor` of shape `(B, Q, S)`): Codes; 0 at steps that are not valid.
+        commitment_loss (`torch.Tensor`): Mean distance of latents to what is decoded of them at each level, for the
+            encoder, and to what was predicted of them, for the predictor; over valid entries, robust.
+        quantization_error (`torch.Tensor`): Mean squared distance between latents and quantized over valid steps, 0
+            where there was nothing to say.
+    """
+
+    quantized: torch.Tensor
+    codes: torch.Tensor
+    commitment_loss: torch.Tensor
+    quantization_error: torch.Tensor
+
+
+@dataclass
+class QuantizerState:
+    """Where a stream stands.
+
+    Attributes:
+        step (`int`): Code steps so far.
+        latents (`torch.Tensor` of shape `(L + 1, G, B, d)`): The last step's, entry l decoded up to level l - 1.
+    """
+
+    step: int
+    latents: torch.Tensor
+
+
+@dataclass
+class Walk:
+    """What quantizing a batch of sequences found, step by step.
+
+    Attributes:
+        codes (`torch.LongTensor` of shape `(Q, S, B)`): Codes.
+        residuals (`torch.Tensor` of shape `(Q, S, B, d)`): What was looked up: latents less their prediction.
+        latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Decoded latents, entry l up to level l - 1.
+    """
+
+    codes: torch.Tensor
+    residuals: torch.Tensor
+    latents: torch.Tensor
+
+
+Tensors = tuple[torch.Tensor, ...]
+# Whether a code step is a key step: known in a loop, computed in an export.
+Key = bool | torch.Tensor
+# Prediction (g, M, d), its groups, their codebooks -> what the codes add to it (g, M, d).
+Say = Callable[[torch.Tensor, list[int], slice], torch.Tensor]
+
+
+class ResidualQuantizer(nn.Module, ABC):
+    """What RVQ and FSQ share: the walk over code steps and levels, each on what prediction and the levels before it
+    left over.
+
+    A subclass says how one level looks up, reads back and learns: `lookup`, `read`, `learn`, `initialize_level`.
+    """
+
+    def __init__(self, config: PoseTokenizerConfig):
+        super().__init__()
+        self.num_groups = len(config.group_names)
+        self.num_codes = config.codebook_size
+        self.dim = config.codebook_dim
+        self.dropout = config.quantizer_dropout
+        self.key_interval = config.key_interval
+        self.num_levels = config.num_levels
+        levels = config.levels_per_group
+        owners = [(g, level) for level in range(self.num_levels) for g in range(self.num_groups) if levels[g] > level]
+        self.num_codebooks = len(owners)
+        # A stage is what is looked up at once: at each level the first group, which predicts the others, and then
+        # those. (level, groups, where their codebooks lie among the Q)
+        self.stages: list[tuple[int, list[int], slice]] = []
+        for level in range(self.num_levels):
+            for first in (True, False):
+                books = [q for q, (g, own) in enumerate(owners) if own == level and (g == 0) == first]
+                if books:
+                    groups = [owners[q][0] for q in books]
+                    self.stages.append((level, groups, slice(books[0], books[-1] + 1)))
+        self.predictor = PoseTokenizerPredictor(owners, self.dim)
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @abstractmethod
+    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+        """Codes `(g, M)` of residuals `(g, M, d)` in the level's codebooks."""
+
+    @abstractmethod
+    def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
+        """Vectors `(g, M, d)` of codes `(g, M)`: the inverse of `lookup`."""
+
+    @abstractmethod
+    def learn(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> None:
+        """Update codebooks from what a training batch looked up, all at once.
+
+        Args:
+            residuals (`torch.Tensor` of shape `(q, M, d)`): What was looked up in the first q codebooks.
+            codes (`torch.LongTensor` of shape `(q, M)`): What was found.
+            weights (`torch.BoolTensor` of shape `(q, M)`): What counts.
+        """
+
+    @abstractmethod
+    def initialize_level(self, residual: torch.Tensor, books: slice, again: bool) -> None:
+        """Fit the level's codebooks to residuals `(g, M, d)`, or again to somewhat other ones."""
+
+    @abstractmethod
+    def codebook_usage(self) -> torch.Tensor:
+        """Running counts `(Q, K)` of how often each code was chosen in training."""
+
+    def check_levels(self, num_quantizers: int | None) -> int:
+        """The number of levels asked for, all of them when `None`.
+
+        Raises:
+            ValueError: outside 1..L.
+        """
+        if num_quantizers is None:
+            return self.num_levels
+        if not 1 <= num_quantizers <= self.num_levels:
+            raise ValueError(f"num_quantizers is {num_quantizers}; this model has 1 to {self.num_levels} levels.")
+        return num_quantizers
+
+    def stages_of(self, num_levels: int) -> list[tuple[int, list[int], slice]]:
+        return [stage for stage in self.stages if stage[0] < num_levels]
+
+    def _is_key(self, step: Any) -> Any:
+        """Whether a code step, a number or a tensor, is a key step."""
+        return step % self.key_interval == 0 if self.key_interval else step == 0
+
+    def new_state(self, batch: int, device: torch.device) -> QuantizerState:
+        """Where a stream begins."""
+        return QuantizerState(0, torch.zeros(self.num_levels + 1, self.num_groups, batch, self.dim, device=device))
+
+    @torch.no_grad()
+    def walk(
+        self,
+        latents: torch.Tensor,
+        seen: torch.Tensor,
+        num_levels: int,
+        state: QuantizerState | None = None,
+        price: torch.Tensor | None = None,
+    ) -> Walk:
+        """Quantize sequences in a closed loop: each step is predicted from what the decoder will have of the last one.
+
+        Args:
+            latents (`torch.Tensor` of shape `(S, G, B, d)`): What the encoder says.
+            seen (`torch.BoolTensor` of shape `(S, G, B)`): Where there is something to say; elsewhere the prediction
+                stands, which a code of 0 says in a codebook that has a zero vector.
+            num_levels (`int`): Levels to use.
+            state (`QuantizerState`, *optional*): That of a stream; it is moved on.
+            price (`torch.Tensor` of shape `(G, B)`, *optional*): By how much a code has to lower the squared distance
+                to be said; the levels behind one that is not said are silent too.
+        """
+        state = self.new_state(latents.shape[2], latents.device) if state is None else state
+
+        def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor) -> Tensors:
+            codes, residuals, speaks = [], [], there.clone() if price is not None else there
+
+            def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
+                residuals.append(torch.where(there[groups][..., None], goals[groups] - expected, 0.0))
+                codes.append(self.lookup(residuals[-1], books))
+                if price is not None:
+                    left = residuals[-1] - self.read(codes[-1], books)
+                    gain = residuals[-1].square().sum(-1) - left.square().sum(-1)
+                    speaks[groups] &= gain > price[groups]
+                    codes[-1] = torch.where(speaks[groups], codes[-1], 0)
+                return self.read(codes[-1], books)
+
+            levels = self._advance(before, key, num_levels, say)
+            return levels, torch.cat(codes), torch.cat(residuals)
+
+        decoded, codes, residuals = self._each_step(one_step, state, latents, seen)
+        return Walk(codes=codes.transpose(0, 1), residuals=residuals.transpose(0, 1), latents=decoded)
+
+    def _advance(self, before: torch.Tensor, key: Key, num_levels: int, say: Say) -> torch.Tensor:
+        """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted and what `say`
+        adds to it, stage by stage."""
+        stages = self.stages_of(num_levels)
+        past = None
+        if key is not True:
+            known = slice(0, stages[-1][2].stop)
+            past = self.predictor.from_past(self.predictor.past_inputs(before, known), known)
+            past = torch.where(key, 0.0, past) if isinstance(key, torch.Tensor) else past
+        levels = [before[0]]  # nothing is decoded yet: zeros
+        for level, groups, books in stages:
+            if len(levels) == level + 1:
+                levels.append(levels[level])
+            present = self.predictor.present_inputs(levels, groups, level)
+            expected = self.predictor.from_present(present, books, key)
+            expected = expected if past is None else expected + past[books]
+            said = expected + say(expected, groups, books)
+            levels[level + 1] = levels[level + 1].index_copy(0, torch.tensor(groups, device=said.device), said)
+        return torch.stack(levels + [levels[-1]] * (self.num_levels + 1 - len(levels)))
+
+    def _each_step(
+        self, one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What `one_step(before, key, *now)` gives for each code step, stacked; its first result is the next `before`.
+
+        In an export the loop is an operator of the graph, so that it runs as often as the input is long.
+        """
+        if torch.compiler.is_exporting():
+
+            def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
+                before, number = carry
+                latents, *others = one_step(before, self._is_key(number), *now)
+                return (latents, number + 1), (latents.clone(), *others)
+
+            start = torch.full((), state.step, device=state.latents.device)
+            return list(scan(combine, (state.latents, start), sequences)[1])
+        results = []
+        for now in zip(*(sequence.unbind(0) for sequence in sequences), strict=True):
+            results.append(one_step(state.latents, self._is_key(state.step), *now))
+            state.latents, state.step = results[-1][0], state.step + 1
+        return [torch.stack(each) for each in zip(*results, strict=True)]
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        valid: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+    ) -> QuantizerOutput:
+        """Quantize, and in training mode learn.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, S, G, d)`): What the encoder says.
+            valid (`torch.BoolTensor` of shape `(B, S)`): Steps that are not padding.
+            seen (`torch.BoolTensor` of shape `(B, S, G)`, *optional*):
+                Where at least one keypoint of the group was observed: only there is something to say and to learn.
+            num_quantizers (`int`, *optional*): Levels to use; all by default, a random prefix in training.
+        """
+        num_levels = self.check_levels(num_quantizers)
+        # Codes are fp32 whatever the model computes in: a rounded distance is another code.
+        with torch.autocast(latents.device.type, enabled=False):
+            inputs, there = self._arrange(latents, valid, seen)
+            found = self.walk(inputs.detach(), there, num_levels)
+            kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
+            rows = torch.arange(len(valid), device=latents.device)
+            quantized = found.latents[:, kept, :, rows].permute(1, 2, 0, 3)  # (S, G, B, d)
+            error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
+            commitment = latents.new_zeros(())
+            if self.training:
+                counts = self._counts(there, kept, num_levels)
+                commitment, learned = self._losses(inputs, found, counts, kept, num_levels)
+                quantized = quantized + learned
+                self.learn(found.residuals.flatten(1, 2), found.codes.flatten(1), counts.flatten(1))
+            # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
+            passed = quantized + (inputs - inputs.detach())
+        return QuantizerOutput(
+            quantized=passed.permute(2, 0, 1, 3).to(latents.dtype),
+            codes=torch.where(valid[:, None], found.codes.permute(2, 0, 1), 0),  # (B, Q, S)
+            commitment_loss=commitment,
+            quantization_error=error / (valid.sum() * self.num_groups * self.dim).clamp(min=1),
+        )
+
+    def _arrange(
+        self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Time first: latents `(S, G, B, d)` in fp32, zeros in padding, and where there is something to say."""
+        there = valid[..., None].expand(latents.shape[:3])
+        inputs = torch.where(there[..., None], latents.float(), 0.0).permute(1, 2, 0, 3)
+        there = there if seen is None else there & seen
+        return inputs, there.permute(1, 2, 0)
+
+    def _counts(self, there: torch.Tensor, kept: torch.Tensor, num_levels: int) -> torch.Tensor:
+        """Which entries of each codebook `(q, S, B)` count: something was to say, and the sequence kept the level."""
+        return torch.cat(
+            [there[:, groups].transpose(0, 1) & (kept > level) for level, groups, _ in self.stages_of(num_levels)]
+        )
+
+    def _losses(
+        self, inputs: torch.Tensor, found: Walk, counts: torch.Tensor, kept: torch.Tensor, num_levels: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Commitment and prediction loss, and zeros `(S, G, B, d)` that carry a codebook's own gradient.
+
+        The walk knows no gradients: here all steps are computed at once, from the latents that it found.
+        """
+        goals = inputs.detach().transpose(0, 1).flatten(1, 2)  # (G, S B, d)
+        total, learned, key = inputs.new_zeros(()), torch.zeros_like(inputs), self._key_rows(inputs)
+        for level, groups, own in self.stages_of(num_levels):
+            # Latents stay near what is decoded of them (arXiv 1711.00937).
+            decoded = found.latents[:, level + 1, groups]
+            total = total + robust_sum(inputs[:, groups] - decoded, counts[own].transpose(0, 1))
+            present, past = self._inputs(found.latents, level, groups, own)
+            missed = goals[groups] - self._expected(present, past, own, key)
+            total = total + robust_sum(missed, counts[own].flatten(1))
+            vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
+            if vectors is not None:
+                carried = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
+                learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), carried.transpose(0, 1))
+        return total / counts.sum().clamp(min=1), learned
+
+    def read_learned(self, residual: torch.Tensor, books: slice) -> torch.Tensor | None:
+        """Vectors `(g, M, d)` for residuals with the gradient that the codebook learns from, where it has one."""
+        return None
+
+    def _key_rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """Which of the S B rows of latents `(S, G, B, d)` are key steps."""
+        key = [self._is_key(step) for step in range(len(latents))]
+        return torch.tensor(key, device=latents.device).repeat_interleave(latents.shape[2])
+
+    def _inputs(
+        self, known: torch.Tensor, level: int, groups: list[int], books: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predictor's inputs `(g, S B, ...)` of this step and the one before: `(S, L + 1, G, B, d)` of all."""
+        now, before = (x.permute(1, 2, 0, 3, 4).flatten(2, 3) for x in (known, known.roll(1, 0)))
+        present = self.predictor.present_inputs(list(now), groups, level)
+        return present, self.predictor.past_inputs(before, books)
+
+    def _expected(self, present: torch.Tensor, past: torch.Tensor, books: slice, key: torch.Tensor) -> torch.Tensor:
+        """Predictions `(g, S B, d)` of all steps at once."""
+        usual = self.predictor.from_present(present, books, False) + self.predictor.from_past(past, books)
+        return torch.where(key[:, None], self.predictor.from_present(present, books, True), usual)
+
+    def _kept_levels(
+        self, batch: int, num_levels: int, num_quantizers: int | None, device: torch.device
+    ) -> torch.Tensor:
+        """Levels each sequence `(B,)` keeps: in training a random prefix for some of them: prefixes must decode."""
+        kept = torch.full((batch,), num_levels, device=device)
+        if self.training and num_quantizers is None and self.dropout > 0:
+            shortened = torch.randint(1, num_levels + 1, (batch,), device=device)
+            kept = torch.where(torch.rand(batch, device=device) < self.dropout, shortened, kept)
+        return kept
+
+    @torch.no_grad()
+    def encode(
+        self,
+        latents: torch.Tensor,
+        valid: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        num_quantizers: int | None = None,
+        state: QuantizerState | None = None,
+        price: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Latents `(B, S, G, d)` to codes `(B, Q, S)`: `forward` without gradients, losses and learning."""
+        with torch.autocast(latents.device.type, enabled=False):
+            inputs, there = self._arrange(latents, valid, seen)
+            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state, price).codes
+        return torch.where(valid[:, None], codes.permute(2, 0, 1), 0)
+
+    def decode(self, codes: torch.Tensor, state: QuantizerState | None = None) -> torch.Tensor:
+        """Codes `(B, Q, S)` of all levels or a prefix of them to latents `(B, S, G, d)`: the inverse of `encode`.
+
+        `state` is that of a stream; it is moved on.
+
+        Raises:
+            ValueError: a number of codebooks that is no prefix of levels.
+        """
+        batch, num_books, steps = codes.shape
+        prefixes = [self.stages_of(levels)[-1][2].stop for levels in range(1, self.num_levels + 1)]
+        if num_books not in prefixes:
+            raise ValueError(
+                f"pose_codes has {num_books} codebooks; this model's levels need {' or '.join(map(str, prefixes))}."
+            )
+        num_levels = prefixes.index(num_books) + 1
+        vectors = self.read(codes.permute(1, 2, 0).flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
+
+        def one_step(before: torch.Tensor, key: Key, now: torch.Tensor) -> Tensors:
+            return (self._advance(before, key, num_levels, lambda expected, groups, books: now[books]),)
+
+        state = self.new_state(batch, codes.device) if state is None else state
+        (decoded,) = self._each_step(one_step, state, vectors.transpose(0, 1))
+        return decoded[:, -1].permute(2, 0, 1, 3)
+
+    @torch.no_grad()
+    def initialize(self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None = None) -> None:
+        """Fit prediction and codebooks to sequences of latents `(B, S, G, d)`, level by level.
+
+        What a level predicts from depends on its own codes. The loop stays open while it is fitted: each round
+        predicts from what the round before decoded, which converges to the closed loop without its way of running
+        off (asymptotic closed-loop design, Khalil, Rose and Regunathan, IEEE Transactions on Speech and Audio
+        Processing 9(3), 2001).
+        """
+        targets, there = self._arrange(latents, valid, seen)
+        key = self._key_rows(targets)
+        goals = targets.transpose(0, 1).flatten(1, 2)  # (G, S B, d)
+        weights = there.transpose(0, 1).flatten(1)  # (G, S B)
+        self.predictor.reset_parameters()
+        known = self.new_state(len(valid), targets.device).latents.expand(len(targets), -1, -1, -1, -1)
+        for level, groups, own in self.stages:
+            known = known.clone()
+            known[:, level + 1, groups] = targets[:, groups]
+            weight = weights[groups]
+            for round_ in range(FIT_ROUNDS):
+                present, past = self._inputs(known, level, groups, own)
+                self.predictor.fit(own, goals[groups], present, past, weight, key)
+                expected = self._expected(present, past, own, key)
+                residual = torch.where(weight[..., None], goals[groups] - expected, 0.0)
+                self.initialize_level(repeat_what_counts(residual, weight), own, again=round_ > 0)
+                decoded = expected + self.read(self.lookup(residual, own), own)  # (g, S B, d)
+                known[:, level + 1, groups] = decoded.unflatten(1, (len(known), -1)).transpose(0, 1)
+            known = self.walk(targets, there, level + 1).latents
+        self.initialized.fill_(True)

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/residual_pose_tokenizer.py
