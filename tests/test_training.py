@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from modeling_pose_tokenizer import tracking
+from modeling_pose_tokenizer import PoseTokenizerStream, tracking
 from modeling_pose_tokenizer.checkpoints import WeightAverage
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config
@@ -221,7 +221,8 @@ def test_a_run_that_was_stopped_and_killed_equals_one_that_was_not(
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_both_launchers(data: Path, tmp_path: Path, launcher: str) -> None:
     small = {"training__gradient_accumulation_steps": 2, "training__max_steps": 4, "training__batch_size": 2}
-    args = ["--config", "configuration/small.yaml", *arguments(data, tmp_path / "run", **small)]
+    presets = ["--config", "configuration/small.yaml", "--config", "configuration/streaming.yaml"]
+    args = [*presets, *arguments(data, tmp_path / "run", **small)]
     if launcher == "torchrun":
         command = [BIN / "torchrun", "--standalone", "--nproc_per_node=2", TRAIN]
     else:
@@ -230,7 +231,9 @@ def test_both_launchers(data: Path, tmp_path: Path, launcher: str) -> None:
     windows = 8 if launcher == "torchrun" else 4
     assert f"each of {windows} windows of 8 frames" in output
     assert len(read_log(tmp_path / "run")) == 5  # by one rank only
-    load_pretrained(tmp_path / "run" / "best")
+    model, _ = load_pretrained(tmp_path / "run" / "best")
+    stream, poses = PoseTokenizerStream(model.eval()), torch.rand(1, 8, model.config.num_keypoints, 3)
+    assert torch.equal(stream.push(poses), model.encode(poses).pose_codes)
 
 
 @pytest.mark.parametrize(
