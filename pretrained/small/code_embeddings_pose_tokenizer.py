@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/code_embeddings_pose_tokenizer.py
