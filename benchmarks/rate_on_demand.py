@@ -34,7 +34,9 @@ def score(model: PoseTokenizerModel, clips: Sequence[np.ndarray], **options: Any
     errors, bits, frames = PartErrors(model.config.layout), 0.0, 0
     for numbers, batch in padded(clips):
         codes = model.encode(**batch, **options).pose_codes
+        assert codes is not None
         values = model.decode(codes, batch["padding_mask"]).pose_values
+        assert values is not None
         spent = model.get_spent_bits(codes, batch["padding_mask"])
         for row, number in enumerate(numbers):
             errors.update(values[row, : len(clips[number])], clips[number])
@@ -61,7 +63,7 @@ def main() -> int:
     except (PoseDataError, ModelFolderError) as error:
         print(error, file=sys.stderr)
         return 1
-    settings = [{"num_quantizers": level} for level in range(1, model.config.num_levels + 1)]
+    settings: list[dict[str, float]] = [{"num_quantizers": level} for level in range(1, model.config.num_levels + 1)]
     settings += [{"target_bits_per_frame": target} for target in TARGETS]
     result = {}
     print("| val set | rate | bits | weighted | hands | body | face |\n| --- | --- | --- | --- | --- | --- | --- |")

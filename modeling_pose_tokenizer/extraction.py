@@ -1,4 +1,4 @@
-"""Corpora of tokens: a split of pose data -> Parquet shards of codes with a manifest, and back to pose files.
+"""Corpora of tokens: a split of pose data -> Parquet shards of codes with a manifest. `decoding.py` is the way back.
 
 Letters: B batch, T frames, N keypoints, D values per keypoint, Q codebooks, S code steps.
 """
@@ -7,34 +7,40 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from .codes_pose_tokenizer import PoseCodeFormatter
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .dataset import PoseDataset
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from .formats import FilePath, PoseSequence, write_npz, write_rejected
+from .formats import FilePath
 from .modeling_pose_tokenizer import PoseTokenizerModel
 
-MANIFEST = "manifest.json"
+MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 METADATA_KEY = b"pose_tokenizer"  # of a shard's schema: what the codes are and which model made them
 SHARD_FRAMES = 2**18  # frames of a shard: three hours at 25 fps, the most that a killed run does again
-# Frames of a micro-batch, padding included. On a CPU about 8 x 64 stay in the cache; a GPU wants more.
-CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 2**9, 2**15
-DECODE_COLUMNS = ("id", "codes", "num_frames", "fps", "center", "scale")
+# Most frames, padding included, and most sequences of a micro-batch. The quantizer walks over code steps one after
+# another, so each must have enough to do: on a CPU 8 clips of 64 frames give a third of the frames per second that 64
+# give. More gain nothing, and beyond some ten thousand frames the poses fall out of the cache. A GPU has more to fill.
+CPU_BATCH, GPU_BATCH = (2**14, 2**6), (2**17, 2**12)
 VERSIONS = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "numpy")
-_ROWS_IN_MEMORY = 1024  # sequences that are decoded at a time
+# What follows the split in the name of a shard.
+SHARD_NAME = r"-\d{5,}-of-\d{5,}\.parquet"
 # What `save_pretrained` and the library's version add to a configuration without changing the codes.
 _BOOKKEEPING = (
     "_name_or_path",
@@ -44,6 +50,11 @@ _BOOKKEEPING = (
     "feature_extractor_type",
     "transformers_version",
 )
+# Processes that are ready wait for the others, whose shards may be on slower machines.
+_PATIENCE = timedelta(days=7)
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 class TokenFolderError(ValueError):
@@ -68,6 +79,16 @@ def hash_settings(settings: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def hash_data(dataset: PoseDataset) -> str:
+    """SHA-256 of the sequences' names, lengths, frame rates and places; poses that differ hardly ever agree in all."""
+    digest = hashlib.sha256()
+    for id in dataset.ids:
+        digest.update(f"{id}\0".encode())
+    for column in (dataset.lengths, dataset.num_frames, dataset.fps, dataset._center, dataset._scale):
+        digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
 def describe_model(model: PoseTokenizerModel, feature_extractor: PoseFeatureExtractor) -> dict[str, Any]:
     """What decides about the codes: tokens of two different descriptions must not be mixed."""
     return {
@@ -88,6 +109,7 @@ def describe_codes(config: PoseTokenizerConfig) -> dict[str, Any]:
         "codebook_size": config.codebook_size,
         "hop_length": config.hop_length,
         "sampling_rate": config.sampling_rate,
+        "token_rate": config.token_rate,
         "bits_per_frame": config.bits_per_frame,
     }
 
@@ -106,65 +128,60 @@ def extract_tokens(
 ) -> dict[str, Any]:
     """Encodes a split and writes `{split}-00000-of-0000n.parquet` shards, `manifest.json` and `rejected.jsonl`.
 
-    The shards are dealt out to the processes of `accelerate launch`; what they hold does not depend on their number.
-    A shard appears under its name when it is whole, so that a run that was killed continues where it stopped.
+    The shards are dealt out to the processes of `accelerate launch`, which share the folder. What they hold follows
+    from the data, `shard_frames` and `batch_frames` alone, not from the number of processes. A shard appears under its
+    name when it is whole, so that a run that was killed continues where it stopped.
 
     Args:
         model: The tokenizer; encodes in float32.
         dataset: Whole sequences (no `sequence_length`), normalised by the model's feature extractor.
         output_dir: Where the tokens go. Other splits of the same model may lie there already.
         shard_frames: Frames of a shard, at the model's frame rate.
-        batch_frames: Frames of a micro-batch; None chooses by device.
+        batch_frames: Most frames of a micro-batch, padding included; None chooses by device. A code in a thousand may
+            depend on it at most (a matrix product rounds by its shape), so a split keeps the number it began with.
         progress: Show a progress bar.
 
     Returns:
         The manifest.
 
     Raises:
-        TokenFolderError: `output_dir` cannot be written, or holds tokens of another model or of other data.
+        ValueError: A number of frames below 1, or a dataset of windows.
+        TokenFolderError: `output_dir` cannot be written, or holds tokens of another model, of other data or of other
+            numbers of frames.
     """
     if shard_frames < 1 or (batch_frames is not None and batch_frames < 1):
         raise ValueError(f"shard_frames is {shard_frames} and batch_frames {batch_frames}; expected at least 1.")
     if dataset.sequence_length is not None:
         raise ValueError(f"the dataset has windows of {dataset.sequence_length} frames; expected whole sequences.")
-    state, output, split = _process_state(), Path(output_dir), dataset.folder.name
+    state, output, split = process_state(), Path(output_dir), dataset.folder.name
     model = model.float().eval().to(state.device)
-    batch_frames = batch_frames or _default_batch_frames(state)
+    limits = batch_limits(state, batch_frames)
     made_by, codes = describe_model(model, dataset.feature_extractor), describe_codes(model.config)
     shards = plan_shards(dataset.lengths, shard_frames)
     names = [f"{split}-{index:05d}-of-{len(shards):05d}.parquet" for index in range(len(shards))]
-    manifest = _open_manifest(output, made_by) or {
-        "made_by": made_by,
-        # Not a part of `made_by`: a model of the Hub and its copy in a folder make the same codes.
-        "model_revision": getattr(model.config, "_commit_hash", None),
-        "codes": codes,
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "splits": {},
-    }
-    entry = _describe_split(dataset, model, names)
-    _check_continues(output, manifest["splits"].get(split), entry)
-    manifest["splits"][split] = entry | {"complete": False}
-    if state.is_main_process:  # before the first shard: from now on a run of another model is refused
-        _write_manifest(output, manifest)
-    state.wait_for_everyone()
-
-    own = range(state.process_index, len(shards), state.num_processes)
-    todo = [index for index in own if not (output / names[index]).exists()]
-    frames = sum(int(dataset.lengths[shards[index]].sum()) for index in todo)
-    show = progress and state.is_local_main_process
-    with tqdm(total=frames, unit=" frames", unit_scale=True, desc=f"encode {split}", disable=not show) as bar:
+    entry = _describe_split(dataset, model, names) | {"shard_frames": shard_frames}
+    entry |= dict(zip(("batch_frames", "batch_sequences"), limits, strict=True))
+    todo: list[int] = []
+    if state.is_main_process:
+        # Before the first shard, so that from now on a run of another model is refused.
+        _update_manifest(output, model, made_by, codes, {split: entry | {"complete": False}})
+        _remove_leftovers(output, split)
+        todo = _find_missing(output, names, shards, made_by)
+    (todo,) = broadcast_object_list([todo])
+    todo = todo[state.process_index :: state.num_processes]
+    metadata = {METADATA_KEY: json.dumps({"made_by": made_by, "codes": codes}, sort_keys=True)}
+    formatter = PoseCodeFormatter.from_config(model.config)
+    with _progress_bar(state, split, sum(int(dataset.lengths[shards[i]].sum()) for i in todo), progress) as bar:
         for index in todo:
-            rows = _encode_shard(model, dataset, shards[index], batch_frames, bar)
-            with _replacing(output / names[index]) as file:
-                pq.write_table(
-                    _make_table(rows, model.config, {"made_by": made_by, "codes": codes}), file, compression="zstd"
-                )
+            rows = _encode_shard(model, dataset, shards[index], limits, bar)
+            with _replacing(output / names[index], f".{uuid.uuid4().hex}") as file:
+                pq.write_table(_make_table(rows, formatter, metadata), file, compression="zstd")
     state.wait_for_everyone()
-    manifest["splits"][split]["complete"] = True
     if state.is_main_process:
         _write_rejected(output, dataset)
-        _write_manifest(output, manifest)
-    return manifest
+        _update_manifest(output, model, made_by, codes, {split: entry | {"complete": True}})
+    state.wait_for_everyone()
+    return read_manifest(output)
 
 
 def plan_shards(lengths: np.ndarray, shard_frames: int) -> list[np.ndarray]:
@@ -174,12 +191,13 @@ def plan_shards(lengths: np.ndarray, shard_frames: int) -> list[np.ndarray]:
     return np.split(np.arange(len(lengths)), first[1:])
 
 
-def plan_batches(lengths: np.ndarray, batch_frames: int) -> Iterator[np.ndarray]:
+def plan_batches(lengths: np.ndarray, batch_frames: int, batch_sequences: int) -> Iterator[np.ndarray]:
     """Puts sequences of similar length together.
 
     Args:
         lengths: (M,) frames of the sequences.
-        batch_frames: Frames of a batch, padding included; a longer sequence is a batch of its own.
+        batch_frames: Most frames of a batch, padding included; a longer sequence is a batch of its own.
+        batch_sequences: Most sequences of a batch.
 
     Yields:
         Indices of the sequences of a batch, longest first.
@@ -187,34 +205,52 @@ def plan_batches(lengths: np.ndarray, batch_frames: int) -> Iterator[np.ndarray]
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        stop = start + max(1, batch_frames // int(lengths[order[start]]))
+        stop = start + max(1, min(batch_sequences, batch_frames // int(lengths[order[start]])))
         yield order[start:stop]
         start = stop
 
 
 def _encode_shard(
-    model: PoseTokenizerModel, dataset: PoseDataset, indices: np.ndarray, batch_frames: int, bar: tqdm
+    model: PoseTokenizerModel, dataset: PoseDataset, indices: np.ndarray, limits: tuple[int, int], bar: tqdm
 ) -> list[dict[str, Any]]:
     """The items of a shard with `codes` (Q, S) in place of poses."""
     rows: list[dict[str, Any]] = [{}] * len(indices)
-    for batch in plan_batches(dataset.lengths[indices], batch_frames):
+
+    def read(batch: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray, np.ndarray]:
         items = [dataset[int(index)] for index in indices[batch]]
         poses = [item.pop("input_values") for item in items]  # (T, N, D) each, the longest first
         values = np.zeros((len(poses), *poses[0].shape), dtype=np.float32)  # (B, T, N, D)
         # A masked frame of the file is one without keypoints here, not padding: it gets its codes like any other.
-        mask = np.zeros(values.shape[:2], dtype=np.int64)
-        for number, sequence in enumerate(poses):
-            values[number, : len(sequence)] = sequence
-            mask[number, : len(sequence)] = 1
-        codes = _run(model.encode, values, mask)  # (B, Q, S)
+        lengths = np.array([len(sequence) for sequence in poses])
+        mask = (np.arange(len(poses[0])) < lengths[:, None]).astype(np.int64)
+        for row, sequence in zip(values, poses, strict=True):
+            row[: len(sequence)] = sequence
+        return batch, items, values, mask
+
+    for batch, items, values, mask in _ahead(read, plan_batches(dataset.lengths[indices], *limits)):
+        lengths = mask.sum(1)
+        # Nothing in 32 bits is lost: codes are below codebook_size.
+        codes = run_exactly(model.encode, values, mask).astype(np.int32)  # (B, Q, S)
         for number, place in enumerate(batch):
-            rows[place] = items[number] | {"codes": codes[number, :, : model.get_encoded_length(len(poses[number]))]}
-        bar.update(int(mask.sum()))
+            rows[place] = items[number] | {"codes": codes[number, :, : model.get_encoded_length(int(lengths[number]))]}
+        bar.update(int(lengths.sum()))
         bar.set_postfix_str(f"{bar.n / model.config.sampling_rate / 3600:.2f} h of motion", refresh=False)
     return rows
 
 
-def _run(method: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+def _ahead(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
+    """`function` of each argument in turn; while one result is in use, a thread makes the next."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for argument in arguments:
+            ready, coming = coming, pool.submit(function, argument)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def run_exactly(method: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
     """Calls `encode` or `decode` in true float32: TF32, which a GPU's convolutions use by default, flips codes."""
     device = method.__self__.device  # type: ignore[attr-defined]
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -223,13 +259,32 @@ def _run(method: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
     return result.cpu().numpy()
 
 
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch`."""
+    # Unless it is told, PartialState takes processes without an accelerator for strangers who each do everything.
+    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=bool(use_cpu), timeout=_PATIENCE)
+
+
+def batch_limits(state: PartialState, batch_frames: int | None) -> tuple[int, int]:
+    """Most frames and most sequences of a micro-batch on this device."""
+    frames, sequences = CPU_BATCH if state.device.type == "cpu" else GPU_BATCH
+    return batch_frames or frames, sequences
+
+
+def _progress_bar(state: PartialState, split: str, frames: int, progress: bool) -> tqdm:
+    """Frames per second and time left of the first process, whose share is like the others'."""
+    share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
+    show = progress and state.is_main_process
+    return tqdm(total=frames, unit=" frames", unit_scale=True, desc=f"encode {split}{share}", disable=not show)
+
+
 # ---- the files of a token folder ------------------------------------------------------------------------------------
 
 
-def _make_table(rows: list[dict[str, Any]], config: PoseTokenizerConfig, metadata: dict[str, Any]) -> pa.Table:
-    formatter = PoseCodeFormatter.from_config(config)
+def _make_table(rows: list[dict[str, Any]], formatter: PoseCodeFormatter, metadata: dict[bytes, str]) -> pa.Table:
     codes = [row["codes"] for row in rows]
-    values = pa.array(np.concatenate([array.reshape(-1) for array in codes]).astype(np.int32))
+    values = pa.array(np.concatenate([array.reshape(-1) for array in codes]))
     ends = np.cumsum([0] + [array.shape[1] for array in codes for _ in array], dtype=np.int32)
     sequence_ends = np.cumsum([0] + [len(array) for array in codes], dtype=np.int32)
     columns = {
@@ -242,30 +297,32 @@ def _make_table(rows: list[dict[str, Any]], config: PoseTokenizerConfig, metadat
         "scale": pa.array([row["scale"] for row in rows], pa.float32()),
         "text": pa.array([formatter.codes_to_text(array) for array in codes], pa.string()),
     }
-    return pa.table(columns, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-
-
-def _write_manifest(output: Path, manifest: dict[str, Any]) -> None:
-    with _replacing(output / MANIFEST) as file:
-        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    return pa.table(columns, metadata=metadata)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once it is complete and on the disk: there whole or not at all."""
-    # No process number in the name: what a killed run left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _refusing(path.parent):
+def _replacing(path: Path, unique: str = "") -> Iterator[BinaryIO]:
+    """A file that becomes `path` once it is complete and on the disk: there whole or not at all.
+
+    `unique` goes into the temporary name of what two processes may write at once: one that outlived its launcher, and
+    one of the run that continues.
+    """
+    temporary = path.with_name(f".{path.name}{unique}.tmp")
+    with refusing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def _refusing(output: Path) -> Iterator[None]:
+def refusing(output: Path) -> Iterator[None]:
     """Turns what the operating system says about writing into one sentence."""
     try:
         yield
@@ -273,187 +330,141 @@ def _refusing(output: Path) -> Iterator[None]:
         raise TokenFolderError(f"{output}: cannot be written ({error.strerror or error}).") from None
 
 
-def _open_manifest(output: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a token folder that the same model made, or None where there is none yet."""
-    path = output / MANIFEST
-    if not path.exists():
-        return None
+def _remove_leftovers(output: Path, split: str) -> None:
+    """Removes shards that a killed run did not finish."""
+    leftover = re.compile(rf"\.{re.escape(split)}{SHARD_NAME}\.[0-9a-f]+\.tmp")
+    with refusing(output):
+        for path in output.iterdir():
+            if leftover.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def _find_missing(output: Path, names: list[str], shards: list[np.ndarray], made_by: dict[str, Any]) -> list[int]:
+    """Numbers of the shards that are still to be written.
+
+    Raises:
+        TokenFolderError: One that is there is damaged, or of another model: then the manifest was lost.
+    """
+    missing = []
+    for index, name in enumerate(names):
+        if not (output / name).exists():
+            missing.append(index)
+            continue
+        try:
+            footer = pq.read_metadata(output / name)
+            found = json.loads(footer.metadata[METADATA_KEY])["made_by"]
+        except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):
+            found = None
+        if found != made_by or footer.num_rows != len(shards[index]):
+            raise TokenFolderError(
+                f"{output / name}: is damaged or not from this model and data; remove it, or choose another folder."
+            )
+    return missing
+
+
+def _write_rejected(output: Path, dataset: PoseDataset) -> None:
+    """Lists what was left out of this split, beside what was left out of others, by the path below the data folder."""
+    path, root = output / REJECTED, dataset.folder.parent
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    others = [row for row in map(json.loads, lines) if not row["path"].startswith(f"{dataset.folder.name}/")]
+    own = [row | {"path": Path(row["path"]).relative_to(root).as_posix()} for row in dataset.rejected]
+    with _replacing(path) as file:
+        for row in others + own:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+# ---- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def read_manifest(output: FilePath) -> dict[str, Any]:
+    """What `extract_tokens` says of a folder.
+
+    Returns:
+        `made_by`: hashes, dtype and device, which all tokens of a folder share. `model`, `model_revision`: name and
+        commit of a model from the Hub, or None. `codes`: what their rows mean. `versions`: of libraries. `splits`:
+        name -> shards, counts, `shard_frames`, `batch_frames`, `batch_sequences`, `complete`.
+
+    Raises:
+        TokenFolderError: There is none, or it is damaged.
+    """
+    path = Path(output, MANIFEST)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        other = {key: value for key, value in made_by.items() if manifest["made_by"][key] != value}
-        manifest["splits"].get("")
+        for key in ("made_by", "codes", "splits"):
+            manifest[key].get("")
+    except FileNotFoundError:
+        raise TokenFolderError(f"{output}: has no {MANIFEST}; expected what extract_tokens.py writes.") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise TokenFolderError(f"{path}: is not a manifest of tokens ({type(error).__name__}: {error}).") from None
-    if other:
-        key, value = other.popitem()
-        raise TokenFolderError(
-            f"{output}: holds tokens made with another {key} ({manifest['made_by'][key]}, now {value});"
-            " choose another output folder."
-        )
     return manifest
 
 
+def _update_manifest(
+    output: Path,
+    model: PoseTokenizerModel,
+    made_by: dict[str, Any],
+    codes: dict[str, Any],
+    splits: dict[str, dict[str, Any]],
+) -> None:
+    """Enters splits into a new manifest or that of the same model.
+
+    It is read anew each time: another split of the folder may be on its way at the same time.
+    """
+    revision = getattr(model.config, "_commit_hash", None)
+    manifest: dict[str, Any] = {
+        "made_by": made_by,
+        # Not a part of `made_by`: a model of the Hub and its copy in a folder make the same codes.
+        "model": model.config._name_or_path if revision else None,
+        "model_revision": revision,
+        "codes": codes,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "splits": {},
+    }
+    if (output / MANIFEST).exists():
+        manifest = read_manifest(output)
+        _check_same_model(output, manifest["made_by"], made_by)
+    for split, entry in splits.items():
+        _check_continues(output, split, manifest["splits"].get(split), entry)
+    manifest["splits"] |= splits
+    with _replacing(output / MANIFEST) as file:
+        file.write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _check_same_model(output: Path, found: dict[str, Any], made_by: dict[str, Any]) -> None:
+    for key, value in made_by.items():
+        if found.get(key) != value:
+            raise TokenFolderError(
+                f"{output}: holds tokens made with another {key} ({found.get(key)}, now {value});"
+                " choose another output folder."
+            )
+
+
+def _check_continues(output: Path, split: str, found: dict[str, Any] | None, entry: dict[str, Any]) -> None:
+    """Refuses to continue a split whose data, shards or micro-batches are others now: old and new rows would mix."""
+    if found is None:
+        return
+    if found.get("data_sha256") != entry["data_sha256"]:
+        raise TokenFolderError(f"{output}: holds shards of other data as {split}; choose another output folder.")
+    for key in ("shard_frames", "batch_frames", "batch_sequences"):
+        if found.get(key) != entry[key]:
+            raise TokenFolderError(
+                f"{output}: {split} was begun with {key} {found.get(key)}, now it is {entry[key]};"
+                f" give {found.get(key)}, or choose another output folder."
+            )
+
+
 def _describe_split(dataset: PoseDataset, model: PoseTokenizerModel, shards: list[str]) -> dict[str, Any]:
-    steps = int(sum(model.get_encoded_length(int(length)) for length in dataset.lengths))
-    contents = json.dumps([dataset.ids, dataset.lengths.tolist()])
+    steps = int(model.get_encoded_length(torch.from_numpy(dataset.lengths)).sum())
     return {
         "shards": shards,
-        "data_sha256": hashlib.sha256(contents.encode()).hexdigest(),
+        "data_sha256": hash_data(dataset),
         "sequences": len(dataset.ids),
         "frames": int(dataset.num_frames.sum()),
         "frames_encoded": int(dataset.lengths.sum()),  # at the model's frame rate
         "code_steps": steps,
         "tokens": steps * model.config.num_codebooks,
-        "rejected_files": len(dataset.rejected),
+        "rejected_files": len(dataset.rejected),  # listed in rejected.jsonl
     }
 
 
-def _check_continues(output: Path, found: dict[str, Any] | None, entry: dict[str, Any]) -> None:
-    """Refuses to continue a split whose data or shards are others now: old and new rows would mix."""
-    if found is not None:
-        different = [key for key in ("data_sha256", "shards") if found.get(key) != entry[key]]
-        if different:
-            raise TokenFolderError(
-                f"{output}: holds shards of other data or of another size ({different[0]} differs);"
-                " choose another output folder."
-            )
-
-
-def _write_rejected(output: Path, dataset: PoseDataset) -> None:
-    """Lists what was left out of this split, beside what was left out of others."""
-    path, folder = output / "rejected.jsonl", os.fspath(dataset.folder)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    others = [row for row in map(json.loads, lines) if not row["path"].startswith(folder + os.sep)]
-    write_rejected(output, others + dataset.rejected)
-
-
-# ---- tokens -> poses ------------------------------------------------------------------------------------------------
-
-
-def decode_tokens(
-    model: PoseTokenizerModel,
-    feature_extractor: PoseFeatureExtractor,
-    tokens: FilePath,
-    output_dir: FilePath,
-    *,
-    batch_frames: int | None = None,
-    progress: bool = True,
-) -> int:
-    """Decodes token shards to one `{id}.npz` per sequence, in the coordinates, frame rate and length of its input.
-
-    The shards are dealt out to the processes of `accelerate launch`.
-
-    Args:
-        model: The tokenizer that made the tokens.
-        feature_extractor: Its feature extractor.
-        tokens: A shard, or a folder of shards.
-        output_dir: Where the npz files go.
-        batch_frames: Frames of a micro-batch; None chooses by device.
-        progress: Show a progress bar.
-
-    Returns:
-        Number of sequences.
-
-    Raises:
-        TokenFolderError: There are no tokens, they are of another model, or `output_dir` cannot be written.
-    """
-    state, output = _process_state(), Path(output_dir)
-    model = model.float().eval().to(state.device)
-    shards = _find_shards(Path(tokens))
-    _check_made_by(shards, hash_weights(model))
-    with _refusing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    own = list(shards.items())[state.process_index :: state.num_processes]
-    total = sum(footer.num_rows for _, footer in own)
-    show = progress and state.is_local_main_process
-    with tqdm(total=total, unit=" sequences", desc="decode", disable=not show) as bar:
-        for path, _ in own:
-            for piece in pq.ParquetFile(path).iter_batches(_ROWS_IN_MEMORY, columns=list(DECODE_COLUMNS)):
-                rows = [_check_row(path, row, model, feature_extractor) for row in piece.to_pylist()]
-                lengths = np.array([row["length"] for row in rows])
-                for batch in plan_batches(lengths, batch_frames or _default_batch_frames(state)):
-                    _decode_batch(model, feature_extractor, [rows[place] for place in batch], output)
-                    bar.update(len(batch))
-    state.wait_for_everyone()
-    return sum(footer.num_rows for footer in shards.values())
-
-
-def _decode_batch(
-    model: PoseTokenizerModel, feature_extractor: PoseFeatureExtractor, rows: list[dict[str, Any]], output: Path
-) -> None:
-    """Decodes rows, the longest first, and writes their files."""
-    frames = rows[0]["length"]
-    codes = np.zeros((len(rows), *rows[0]["codes"].shape), dtype=np.int64)  # (B, Q, S)
-    mask = np.zeros((len(rows), frames), dtype=np.int64)  # (B, T)
-    for number, row in enumerate(rows):
-        codes[number, :, : row["codes"].shape[1]] = row["codes"]
-        mask[number, : row["length"]] = 1
-    values = _run(model.decode, codes, mask)  # (B, T, N, D)
-    placement = {key: np.array([row[key] for row in rows]) for key in ("center", "scale", "fps", "num_frames")}
-    for row, poses in zip(rows, feature_extractor.postprocess(values, placement), strict=True):
-        path = output / f"{row['id']}.npz"
-        with _refusing(output):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(path, PoseSequence(row["id"], poses, np.ones(len(poses), dtype=bool), row["fps"]))
-
-
-def _find_shards(tokens: Path) -> dict[Path, pq.FileMetaData]:
-    """The Parquet files of a path with their footers."""
-    if not tokens.exists():
-        raise TokenFolderError(f"{tokens}: no such file or folder; expected what extract_tokens.py writes.")
-    paths = sorted(tokens.glob("*.parquet")) if tokens.is_dir() else [tokens]
-    if not paths:
-        raise TokenFolderError(f"{tokens}: holds no .parquet file; expected what extract_tokens.py writes.")
-    shards = {}
-    for path in paths:
-        try:
-            shards[path] = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
-            raise TokenFolderError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]}).") from None
-        missing = set(DECODE_COLUMNS) - set(shards[path].schema.to_arrow_schema().names)
-        if missing:
-            raise TokenFolderError(f"{path}: has no column {', '.join(sorted(missing))}; expected tokens.")
-    return shards
-
-
-def _check_made_by(shards: dict[Path, pq.FileMetaData], weights: str) -> None:
-    for path, footer in shards.items():
-        # Other programs may have written the rows anew and dropped this; then the codes' shape is all there is.
-        if METADATA_KEY in (footer.metadata or {}):
-            other = json.loads(footer.metadata[METADATA_KEY])["made_by"]["weights_sha256"]
-            if other != weights:
-                raise TokenFolderError(
-                    f"{path}: was made by another model (weights {other[:12]}, given {weights[:12]});"
-                    " decode with the model that made the tokens."
-                )
-
-
-def _check_row(
-    path: Path, row: dict[str, Any], model: PoseTokenizerModel, feature_extractor: PoseFeatureExtractor
-) -> dict[str, Any]:
-    """A row with `codes` (Q, S) as an array and its `length` in frames at the model's frame rate."""
-    name = Path(row["id"])
-    if name.is_absolute() or ".." in name.parts:
-        raise TokenFolderError(f"{path}: id {row['id']!r} leads out of the output folder; expected a plain name.")
-    codes = {len(codes) for codes in row["codes"]}
-    length = feature_extractor.resampled_length(row["num_frames"], row["fps"])
-    steps, expected = model.get_encoded_length(length), model.config.num_codebooks
-    if codes != {steps} or len(row["codes"]) != expected:
-        raise TokenFolderError(
-            f"{path}: {row['id']} has {len(row['codes'])} rows of {sorted(codes)} codes;"
-            f" expected {expected} rows of {steps}, for {row['num_frames']} frames at {row['fps']:g} fps."
-        )
-    return row | {"codes": np.array(row["codes"]), "length": length}
-
-
-def _process_state() -> PartialState:
-    # Unless it is told, PartialState takes processes without an accelerator for strangers who each do everything.
-    use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=bool(use_cpu))
-
-
-def _default_batch_frames(state: PartialState) -> int:
-    return CPU_BATCH_FRAMES if state.device.type == "cpu" else GPU_BATCH_FRAMES
-
-
-__all__ = ["TokenFolderError", "decode_tokens", "extract_tokens"]
+__all__ = ["TokenFolderError", "extract_tokens", "read_manifest"]

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .feature_extraction_pose_tokenizer import _interpolate as interpolate
-from .skeleton_pose_tokenizer import get_skeleton
+from .skeleton_pose_tokenizer import Skeleton, get_skeleton
 
 # Largest array that is read from one file. Bytes are declared by the file itself: without a limit a few kilobytes of
 # well-compressed zeros could ask for all memory.
@@ -370,6 +371,10 @@ _IBUG_MESH_POINTS = (
     *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # outer lips
     *(78, 82, 13, 312, 308, 317, 14, 87),  # inner lips
 )
+_NEEDS_POSE_FORMAT = ".pose files need pose-format: pip install 'pose-tokenizer[formats]'"
+_MAX_POSE_SIZE = 2**16 - 1  # of a picture: the header has two bytes for it
+# Red, green and blue of the limbs of each component, for viewers.
+_COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 # Layouts that MediaPipe Holistic converts to -> mesh vertex of each face keypoint, None where the name holds it.
 _HOLISTIC_LAYOUTS: dict[str, tuple[int, ...] | None] = {
     "coco_wholebody_133": _IBUG_MESH_POINTS,
@@ -428,7 +433,7 @@ def read_pose(path: FilePath, layout: str = "coco_wholebody_133", keypoint_dim: 
     try:
         from pose_format import Pose
     except ImportError:
-        raise ImportError("reading .pose files needs pose-format: pip install 'pose-tokenizer[formats]'") from None
+        raise ImportError(_NEEDS_POSE_FORMAT) from None
     try:
         pose = Pose.read(Path(path).read_bytes())
         coordinates = np.asarray(pose.body.data.data[:, 0], dtype=np.float32)  # (T, points, 3)
@@ -449,3 +454,53 @@ def read_pose(path: FilePath, layout: str = "coco_wholebody_133", keypoint_dim: 
     poses = np.where(sources[:, None] >= 0, values[:, sources], np.float32(0))  # (T, N, D)
     poses = np.where(poses[..., -1:] > 0, poses, np.float32(0))
     return make_sequence(path, Path(path).stem, poses, poses[..., -1].max(1) > 0, pose.body.fps)
+
+
+def write_pose(path: FilePath, sequence: PoseSequence, layout: Skeleton, size: tuple[int, int] | None = None) -> None:
+    """Writes a `.pose` file; it is there whole or not at all. Needs the package pose-format.
+
+    Keypoints of a layout that Holistic converts to go by Holistic's names, and `read_pose` is the inverse. Those of
+    other layouts make a component for each token group, under their own names.
+
+    Args:
+        path: The file.
+        sequence: One sequence with a frame rate. A frame that is masked has no keypoint.
+        layout: The N keypoints.
+        size: Width and height of the picture; None means as large as the coordinates need.
+
+    Raises:
+        ValueError: The sequence has no frame rate.
+        ImportError: pose-format is not installed.
+    """
+    if sequence.fps is None:
+        raise ValueError(f"{sequence.id} has no frame rate, which .pose files need.")
+    try:
+        from pose_format import Pose
+        from pose_format.numpy import NumPyPoseBody
+        from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
+    except ImportError:
+        raise ImportError(_NEEDS_POSE_FORMAT) from None
+    if layout.name in _HOLISTIC_LAYOUTS:
+        points = _holistic_points(layout.name)
+    else:
+        group_of = {keypoint: group for group, own in layout.group_keypoints.items() for keypoint in own}
+        points = tuple((group_of[number].upper(), name) for number, name in enumerate(layout.keypoint_names))
+    members: dict[str, list[int]] = {}  # keypoints of each component, in the order of the layout
+    for keypoint, (component, _) in enumerate(points):
+        members.setdefault(component, []).append(keypoint)
+    order = [keypoint for own in members.values() for keypoint in own]
+    poses = np.where(sequence.mask[:, None, None], sequence.poses, np.float32(0))[:, None, order]  # (T, 1, N, D)
+    if size is None:
+        width, height = np.clip(np.ceil(poses[..., :2].max((0, 1, 2))), 1, _MAX_POSE_SIZE).astype(int).tolist()
+        size = (width, height)
+    components = []
+    for (name, own), color in zip(members.items(), cycle(_COLORS), strict=False):
+        place = {keypoint: number for number, keypoint in enumerate(own)}
+        limbs = [(place[first], place[last]) for first, last in layout.edges if first in place and last in place]
+        values = "XYZ"[: poses.shape[-1] - 1] + "C"
+        names = [points[keypoint][1] for keypoint in own]
+        components.append(PoseHeaderComponent(name, names, limbs, [color] * len(limbs), values))
+    header = PoseHeader(0.2, PoseHeaderDimensions(*size), components)
+    body = NumPyPoseBody(sequence.fps, poses[..., :-1], poses[..., -1])
+    with _replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        Pose(header, body).write(file)

@@ -3,9 +3,11 @@
 
 python scripts/extract_tokens.py --model runs/demo/model --data runs/demo/data --split train --output runs/demo/tokens
 accelerate launch --multi_gpu --num_processes 8 scripts/extract_tokens.py ...
+ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 8 scripts/extract_tokens.py ...   # on 8 cores
 
 Writes OUTPUT/SPLIT-00000-of-0000n.parquet (id, codes, num_frames, fps, center, scale, text), OUTPUT/manifest.json and
-OUTPUT/rejected.jsonl. A run that was killed continues where it stopped when it is started again.
+OUTPUT/rejected.jsonl, the same whatever the number of processes. They may run on several machines that share OUTPUT
+and the cache. A run that was killed continues where it stopped when the same command is given again.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 from accelerate import PartialState
 
 from modeling_pose_tokenizer.dataset import PoseDataset
-from modeling_pose_tokenizer.extraction import SHARD_FRAMES, TokenFolderError, extract_tokens
+from modeling_pose_tokenizer.extraction import CPU_BATCH, GPU_BATCH, SHARD_FRAMES, TokenFolderError, extract_tokens
 from modeling_pose_tokenizer.formats import PoseDataError
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 
@@ -29,7 +31,9 @@ def main() -> None:
     parser.add_argument(
         "--shard-frames", type=int, default=SHARD_FRAMES, help="frames per shard (default: %(default)s)"
     )
-    parser.add_argument("--batch-frames", type=int, help="frames per micro-batch (default: 512, on a GPU 32768)")
+    parser.add_argument(
+        "--batch-frames", type=int, help=f"frames per micro-batch (default: {CPU_BATCH[0]}, on a GPU {GPU_BATCH[0]})"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be used")
     parser.add_argument(
         "--max-rejected", type=float, default=0.01, help="share of files left out at most (default: 0.01)"

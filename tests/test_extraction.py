@@ -1,8 +1,10 @@
-"""Token corpora: what the shards hold, restarts, refusals, several processes, and the way back to poses."""
+"""Token corpora: what the shards hold, restarts, refusals, and several processes. `test_decoding.py` goes back."""
 
+import errno
 import json
 import os
-import runpy
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,85 +13,41 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from corpora import (
+    FRAME_RATES,
+    LENGTHS,
+    ROOT,
+    SHARD_FRAMES,
+    contents,
+    extract,
+    make_corpus,
+    make_sequence,
+    run_script,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_pose_tokenizer import extraction
 from modeling_pose_tokenizer.codes_pose_tokenizer import PoseCodeFormatter
-from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.extraction import (
     TokenFolderError,
-    decode_tokens,
     extract_tokens,
     hash_weights,
     plan_batches,
     plan_shards,
+    read_manifest,
 )
-from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from modeling_pose_tokenizer.formats import PoseDataError, PoseSequence, read_npz, write_npz, write_shard
+from modeling_pose_tokenizer.formats import PoseDataError, write_npz
 from modeling_pose_tokenizer.hub import load_pretrained, save_checkpoint
-from modeling_pose_tokenizer.modeling_pose_tokenizer import PoseTokenizerModel
-
-ROOT = Path(__file__).parents[1]
-SHARD_FRAMES = 40  # so that a few sequences make several shards
-LENGTHS = {"a": 1, "b": 33, "c": 7, "nested/d": 26, "e": 64, "f": 12}
-FRAME_RATES = {"b": 30.0, "c": 12.5, "e": 24.0}
-
-
-def make_sequence(name, num_frames, fps=None, seed=0):
-    rng = np.random.default_rng((seed, num_frames))
-    base = np.random.default_rng(1).uniform(-100, 100, (1, 17, 2)) + 300
-    motion = rng.normal(0, 2, (num_frames, 17, 2)).cumsum(0)
-    confidence = np.where(rng.random((num_frames, 17, 1)) < 0.1, 0.0, 0.9)
-    poses = np.concatenate([base + motion, confidence], -1).astype(np.float32) * (confidence > 0)
-    mask = np.ones(num_frames, dtype=bool)
-    mask[num_frames // 2 + 1 :: 5] = False
-    return PoseSequence(name, poses.astype(np.float32), mask, fps)
-
-
-def make_model(folder, seed=0):
-    torch.manual_seed(seed)
-    config = PoseTokenizerConfig(
-        skeleton="coco_17", hidden_size=16, joint_hidden_size=8, num_part_layers=1, codebook_size=16, codebook_dim=4
-    )
-    extractor = PoseFeatureExtractor.from_config(config)
-    extractor.fit((s.poses, s.mask) for s in (make_sequence("x", 40, seed=n) for n in range(4)))
-    model = PoseTokenizerModel(config).eval()
-    inputs = extractor([make_sequence("x", 64, seed=n).poses for n in range(8)], return_tensors="pt")
-    model.initialize_from_data([inputs])
-    save_checkpoint(model, extractor, folder)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with two models and data, shared by all tests, which write elsewhere."""
-    folder = tmp_path_factory.mktemp("extraction")
-    make_model(folder / "model")
-    make_model(folder / "other_model", seed=1)
-    for name, length in LENGTHS.items():
-        path = folder / "data" / "train" / f"{name}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(path, make_sequence(name, length, FRAME_RATES.get(name)))
-    (folder / "data" / "val").mkdir()
-    write_shard(folder / "data" / "val" / "packed.npz", [make_sequence(f"s{n}", n, 25.0) for n in (5, 9, 30)])
-    (folder / "data" / "empty").mkdir()
-    return folder
-
-
-def extract(place, output, split="train", model="model", data="data", **kwargs):
-    model, extractor = load_pretrained(place / model)
-    dataset = PoseDataset(
-        place / data, split, feature_extractor=extractor, max_rejected=0.5, cache_dir=place / "cache"
-    )
-    return extract_tokens(model, dataset, output, shard_frames=SHARD_FRAMES, progress=False, **kwargs)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return make_corpus(tmp_path_factory.mktemp("extraction"))
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
@@ -180,9 +138,12 @@ def test_a_restart_writes_only_what_is_missing(place, tmp_path):
     shards = extract(place, output)["splits"]["train"]["shards"]
     clean = contents(output)
     os.utime(output / shards[0], (1, 1))
-    (output / shards[1]).rename(output / f".{shards[1]}.tmp")
-    (output / f".{shards[1]}.tmp").write_bytes(b"what a killed run left")
+    (output / shards[1]).rename(output / f".{shards[1]}.0123456789abcdef.tmp")
+    (output / ".manifest.json.tmp").write_bytes(b"what a killed run left")
+    other = output / ".train-clean-00000-of-00001.parquet.0123456789abcdef.tmp"  # of a run that may be alive
+    other.touch()
     extract(place, output)
+    other.unlink()
     assert contents(output) == clean
     assert (output / shards[0]).stat().st_mtime == 1
 
@@ -203,6 +164,62 @@ def test_other_data_are_refused(place, tmp_path):
         extract(place, tmp_path / "tokens", data=tmp_path / "data")
 
 
+def test_the_same_names_with_other_poses_are_other_data(place, tmp_path):
+    for seed in (0, 1):
+        path = tmp_path / f"data{seed}" / "train" / "z.npz"
+        path.parent.mkdir(parents=True)
+        write_npz(path, make_sequence("z", 9, seed=seed))
+    extract(place, tmp_path / "tokens", data=tmp_path / "data0")
+    with pytest.raises(TokenFolderError, match="shards of other data"):
+        extract(place, tmp_path / "tokens", data=tmp_path / "data1")
+
+
+@pytest.mark.parametrize("change", [{"batch_frames": 64}, {"shard_frames": 2 * SHARD_FRAMES}])
+def test_a_split_keeps_the_plan_that_it_began_with(place, tmp_path, change):
+    extract(place, tmp_path / "tokens", batch_frames=128)
+    clean = contents(tmp_path / "tokens")
+    (key, value), *_ = change.items()
+    found = {"batch_frames": 128, "shard_frames": SHARD_FRAMES}[key]
+    with pytest.raises(TokenFolderError, match=f"train was begun with {key} {found}, now it is {value}; give {found}"):
+        extract(place, tmp_path / "tokens", **{"batch_frames": 128} | change)
+    assert contents(tmp_path / "tokens") == clean
+
+
+def test_shards_without_their_manifest_are_not_taken_for_ours(place, tmp_path):
+    extract(place, tmp_path / "tokens")
+    (tmp_path / "tokens" / "manifest.json").unlink()
+    with pytest.raises(TokenFolderError, match="is damaged or not from this model and data; remove it"):
+        extract(place, tmp_path / "tokens", model="other_model")
+
+
+def test_a_damaged_shard_is_not_taken_for_whole(place, tmp_path):
+    shard = tmp_path / "tokens" / extract(place, tmp_path / "tokens")["splits"]["train"]["shards"][1]
+    whole = shard.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1]):
+        shard.write_bytes(damaged)
+        with pytest.raises(TokenFolderError, match=f"{shard.name}: is damaged"):
+            extract(place, tmp_path / "tokens")
+    table = pq.read_table(list((tmp_path / "tokens").glob("train-00000*.parquet")))
+    pq.write_table(table.slice(0, 0), shard)  # whole and of this model, but not as many rows
+    with pytest.raises(TokenFolderError, match=f"{shard.name}: is damaged or not from this model and data"):
+        extract(place, tmp_path / "tokens")
+
+
+def test_another_split_may_be_extracted_meanwhile(place, tmp_path, monkeypatch):
+    output, clean, encode = tmp_path / "tokens", tmp_path / "clean", extraction._encode_shard
+    for split in ("train", "val"):
+        extract(place, clean, split=split)
+
+    def meanwhile(*args):
+        monkeypatch.setattr(extraction, "_encode_shard", encode)
+        extract(place, output, split="val")
+        return encode(*args)
+
+    monkeypatch.setattr(extraction, "_encode_shard", meanwhile)
+    assert set(extract(place, output)["splits"]) == {"train", "val"}
+    assert read_manifest(output) == read_manifest(clean)
+
+
 def test_a_broken_manifest_is_refused(place, tmp_path):
     for text in ("{", "[]", '{"made_by": {}}'):
         (tmp_path / "manifest.json").write_text(text)
@@ -217,10 +234,21 @@ def test_windows_are_refused(place, tmp_path):
         extract_tokens(model, PoseDataset(place / "data", **options), tmp_path / "tokens")
 
 
-def test_a_disk_that_refuses_is_one_sentence(place, tmp_path):
-    (tmp_path / "tokens" / ".train-00000-of-00004.parquet.tmp").mkdir(parents=True)
-    with pytest.raises(TokenFolderError, match=r"tokens: cannot be written \(Is a directory\)\.$"):
+def test_a_disk_that_refuses_is_one_sentence(place, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith("1-of-00004.parquet"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(TokenFolderError, match=r"tokens: cannot be written \(No space left on device\)\.$"):
         extract(place, tmp_path / "tokens")
+    names = set(contents(tmp_path / "tokens"))
+    assert names == {"train-00000-of-00004.parquet", "manifest.json"}
+    with pytest.raises(TokenFolderError, match=r"has no manifest\.json"):
+        read_manifest(tmp_path)
 
 
 # ---- plans ----------------------------------------------------------------------------------------------------------
@@ -238,96 +266,38 @@ def test_shards_keep_the_order_and_their_size(lengths, shard_frames):
         assert lengths[shard[:-1]].sum() < shard_frames  # over it by a part of the last sequence at most
 
 
-@given(lengths_strategy, st.integers(1, 600))
-def test_batches_hold_everything_once_within_their_size(lengths, batch_frames):
-    batches = list(plan_batches(lengths, batch_frames))
+@given(lengths_strategy, st.integers(1, 600), st.integers(1, 9))
+def test_batches_hold_everything_once_within_their_size(lengths, batch_frames, batch_sequences):
+    batches = list(plan_batches(lengths, batch_frames, batch_sequences))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= batch_frames
+        assert len(batch) <= batch_sequences
         assert lengths[batch[0]] == lengths[batch].max()
 
 
-# ---- back to poses --------------------------------------------------------------------------------------------------
+@given(st.lists(st.integers()))
+def test_reading_ahead_changes_nothing(numbers):
+    assert list(extraction._ahead(lambda number: number + 1, numbers)) == [number + 1 for number in numbers]
 
 
-def test_decoding_returns_to_the_input(place, tmp_path):
-    extract(place, tmp_path / "tokens")
-    model, extractor = load_pretrained(place / "model")
-    assert decode_tokens(model, extractor, tmp_path / "tokens", tmp_path / "poses", progress=False) == len(LENGTHS)
-    rows = {
-        row["id"]: row for path in (tmp_path / "tokens").glob("*.parquet") for row in pq.read_table(path).to_pylist()
-    }
-    for name, length in LENGTHS.items():
-        (decoded,) = read_npz(tmp_path / "poses" / f"{name}.npz")
-        assert decoded.poses.shape == (length, 17, 3) and decoded.fps == FRAME_RATES.get(name, 25.0)
-        inputs = extractor(make_sequence(name, length).poses, fps=decoded.fps)
-        mask = torch.ones(1, inputs["input_values"].shape[1])
-        values = model.decode(torch.tensor([rows[name]["codes"]]), mask).pose_values.detach()
-        placement = {key: np.array([rows[name][key]]) for key in ("center", "scale", "fps", "num_frames")}
-        np.testing.assert_allclose(decoded.poses, extractor.postprocess(values, placement)[0], atol=1e-2)
-        original = make_sequence(name, length).poses
-        assert np.abs(decoded.poses - original)[original[..., 2] > 0][:, :2].mean() < 60  # canvas of about 200
-
-
-def test_tokens_rewritten_by_others_decode(place, tmp_path):
-    extract(place, tmp_path / "tokens", split="val")
-    table = pq.read_table(list((tmp_path / "tokens").glob("*.parquet")))
-    datasets.Dataset(table.replace_schema_metadata(None)).to_parquet(tmp_path / "all.parquet")
-    model, extractor = load_pretrained(place / "model")
-    assert decode_tokens(model, extractor, tmp_path / "all.parquet", tmp_path / "poses", progress=False) == 3
-
-
-def test_bad_tokens_are_refused(place, tmp_path):
-    extract(place, tmp_path / "tokens", split="val")
-    shard = min((tmp_path / "tokens").glob("*.parquet"))
-    table = pq.read_table(shard).slice(0, 1)
-    cases = {"foreign.parquet": table.drop_columns(["codes"]), "short.parquet": None, "escape.parquet": None}
-    cases["short.parquet"] = table.set_column(2, "num_frames", pa.array([99], pa.int64()))
-    cases["escape.parquet"] = table.set_column(0, "id", pa.array(["../escape"]))
-    for name, broken in cases.items():
-        pq.write_table(broken, tmp_path / name)
-    (tmp_path / "text.parquet").write_text("no parquet")
-    (tmp_path / "nothing").mkdir()
-    messages = {
-        "foreign.parquet": "has no column codes",
-        "short.parquet": "expected 4 rows of 25, for 99 frames at 25 fps",
-        "escape.parquet": "leads out of the output folder",
-        "text.parquet": "is not a Parquet file",
-        "nothing": "holds no .parquet file",
-        "absent": "no such file or folder",
-    }
-    model, extractor = load_pretrained(place / "model")
-    for name, message in messages.items():
-        with pytest.raises(TokenFolderError, match=message) as error:
-            decode_tokens(model, extractor, tmp_path / name, tmp_path / "poses", progress=False)
-        assert "\n" not in str(error.value)
-    other, extractor = load_pretrained(place / "other_model")
-    with pytest.raises(TokenFolderError, match="was made by another model"):
-        decode_tokens(other, extractor, tmp_path / "tokens", tmp_path / "poses", progress=False)
-    assert not list(tmp_path.glob("poses/*")) and not (tmp_path / "escape.npz").exists()
+def test_what_fails_in_reading_ahead_is_raised():
+    results = extraction._ahead(lambda number: 1 // number, [1, 2, 0, 3])
+    assert [next(results), next(results)] == [1, 0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-def run_script(monkeypatch, name, **options):
-    arguments = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-
-
-def test_the_commands_go_there_and_back(place, tmp_path, monkeypatch, capsys):
-    tokens, poses = tmp_path / "tokens", tmp_path / "poses"
-    common = {"model": place / "model"}
-    run_script(
-        monkeypatch, "extract_tokens.py", **common, data=place / "data", output=tokens, cache_dir=place / "cache"
-    )
-    assert f"6 sequences, {sum(LENGTHS.values())} frames" in capsys.readouterr().out
-    run_script(monkeypatch, "decode_tokens.py", **common, tokens=tokens, output=poses)
-    assert "6 sequences" in capsys.readouterr().out
-    assert sorted(path.relative_to(poses).with_suffix("").as_posix() for path in poses.rglob("*.npz")) == sorted(
-        LENGTHS
-    )
+def test_the_command_says_what_it_did(place, tmp_path, monkeypatch, capsys):
+    options = {"model": place / "model", "data": place / "data", "output": tmp_path / "tokens"}
+    run_script(monkeypatch, "extract_tokens.py", **options, cache_dir=place / "cache")
+    shown = capsys.readouterr()
+    assert f"6 sequences, {sum(LENGTHS.values())} frames" in shown.out
+    # The bar: frames, time left, frames per second, hours of motion done.
+    assert re.search(r"encode train: 100%.*\[\d\d:\d\d<\d\d:\d\d, .* frames/s, 0\.00 h of motion\]", shown.err)
 
 
 @pytest.mark.parametrize(
@@ -353,18 +323,11 @@ def test_bad_input_ends_in_one_sentence(place, tmp_path, monkeypatch, change, me
     assert sorted(path for path in place.rglob("*") if "cache" not in path.parts) == before
 
 
-@pytest.mark.parametrize("change", [{"model": "absent"}, {"tokens": "absent"}, {"output": "model/config.json"}])
-def test_bad_decoding_ends_in_one_sentence(place, tmp_path, monkeypatch, change):
-    extract(place, tmp_path / "tokens", split="val")
-    options = {"model": "model", "tokens": tmp_path / "tokens", "output": tmp_path / "poses"} | change
-    with pytest.raises(SystemExit) as error:
-        run_script(monkeypatch, "decode_tokens.py", **{key: place / value for key, value in options.items()})
-    assert isinstance(error.value.code, str) and "\n" not in error.value.code
-    assert not (tmp_path / "poses").exists()
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
 
 
-def command(place, output, *launcher):
-    options = {"model": place / "model", "data": place / "data", "output": output, "cache-dir": place / "cache"}
+def command(place, output, *launcher, data="data"):
+    options = {"model": place / "model", "data": place / data, "output": output, "cache-dir": place / "cache"}
     arguments = [f"--{key}={value}" for key, value in options.items()]
     script = ROOT / "scripts" / "extract_tokens.py"
     return [sys.executable, *launcher, str(script), *arguments, f"--shard-frames={SHARD_FRAMES}"]
@@ -372,10 +335,9 @@ def command(place, output, *launcher):
 
 def test_two_processes_write_what_one_writes(place, tmp_path):
     extract(place, tmp_path / "one")
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(
-        command(place, tmp_path / "two", *launcher), env=environment, check=False, capture_output=True, text=True
+        command(place, tmp_path / "two", *LAUNCHER), env=environment, check=False, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -384,16 +346,56 @@ def test_two_processes_write_what_one_writes(place, tmp_path):
     assert result.stdout.count("sequences") == 1
 
 
-def test_a_killed_run_ends_with_the_same_bytes(place, tmp_path):
-    extract(place, tmp_path / "clean")
-    output = tmp_path / "tokens"
-    process = subprocess.Popen(command(place, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(output.glob("train-*.parquet")):
+# ---- kills ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(place):
+    """A folder like `place`, with data for some forty shards."""
+    for number in range(60):
+        path = place / "many" / "train" / f"{number:02d}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_npz(path, make_sequence("many", 1 + 17 * number % 59, seed=number))
+    start = time.monotonic()
+    extract(place, place / "clean", data="many")
+    return place, contents(place / "clean"), time.monotonic() - start
+
+
+def kill(process, output, delay):
+    """Kills a command and what it started, so many seconds after it began to write; returns the shards so far."""
+    while process.poll() is None and not (output / "manifest.json").exists():
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    extract(place, output)
-    assert contents(output) == contents(tmp_path / "clean")
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return len(list(output.glob("*.parquet")))
+
+
+def start(place, output, *launcher):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    return subprocess.Popen(command(place, output, *launcher, data="many"), env=environment, **silent)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(many, tmp_path):
+    place, clean, seconds = many
+    output = tmp_path / "tokens"
+    for _ in range(3):
+        kill(start(place, output), output, random.uniform(0, seconds / 2))
+    extract(place, output, data="many")
+    assert contents(output) == clean
+
+
+@pytest.mark.slow
+def test_twenty_kills(many, tmp_path):
+    place, clean, seconds = many
+    shards = []
+    for number in range(20):
+        output, launcher = tmp_path / str(number), LAUNCHER if number % 4 == 0 else ()
+        shards.append(kill(start(place, output, *launcher), output, random.uniform(0, seconds)))
+        assert start(place, output, *launcher).wait() == 0
+        assert contents(output) == clean, f"kill {number}, after {shards[-1]} shards"
+    assert any(0 < count < len(clean) - 2 for count in shards), f"no kill met a run at work: {shards}"
 
 
 def test_too_many_rejected_files_write_nothing(place, tmp_path):
