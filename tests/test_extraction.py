@@ -404,3 +404,10 @@ def test_too_many_rejected_files_write_nothing(place, tmp_path):
     with pytest.raises(PoseDataError, match="1 of 1 files"):
         extract(place, tmp_path / "tokens", data=tmp_path / "data")
     assert not (tmp_path / "tokens").exists()
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch):
+    options = {"clips": 6, "shortest": 9, "longest": 70, "rounds": 1, "config": ROOT / "configuration" / "small.yaml"}
+    run_script(monkeypatch, "../benchmarks/extraction.py", **options, output=tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["processes"] == 1 and result["extraction_to_encode"] > 0 and result["batch"] == [16384, 64]
