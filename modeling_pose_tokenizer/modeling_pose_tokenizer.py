@@ -274,6 +274,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         return_dict: bool | None = None,
         padding_cache: PoseTokenizerPaddingCache | None = None,
         use_streaming: bool | None = None,
+        num_quantizers: int | None = None,
     ) -> PoseTokenizerDecoderOutput:
         """Codes to poses: the inverse of `encode`, up to what quantization loses.
 
@@ -286,6 +287,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             use_streaming (`bool`, *optional*):
                 Whether these are the next steps of a stream; needs `use_causal_conv`. True by default where a
                 `padding_cache` is given.
+            num_quantizers (`int`, *optional*): Levels to read; all that are there by default.
 
         Returns:
             [`PoseTokenizerDecoderOutput`] with `pose_values` of shape `(B, T, N, D)`, in shoulder widths.
@@ -294,6 +296,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             ValueError: codes of another shape than this model's, a code outside 0..K-1, or a stream that cannot be.
         """
         self._check_codes(pose_codes, padding_mask)
+        if num_quantizers is not None:
+            pose_codes = pose_codes[:, : self.quantizer.count_codebooks(num_quantizers)]
         use_streaming = padding_cache is not None if use_streaming is None else use_streaming
         if use_streaming:
             self._check_stream()

@@ -144,6 +144,10 @@ class ResidualQuantizer(nn.Module, ABC):
             raise ValueError(f"num_quantizers is {num_quantizers}; this model has 1 to {self.num_levels} levels.")
         return num_quantizers
 
+    def count_codebooks(self, num_quantizers: int | None) -> int:
+        """Codebooks of the first levels, all of them when `None`."""
+        return self.stages_of(self.check_levels(num_quantizers))[-1][2].stop
+
     def stages_of(self, num_levels: int) -> list[tuple[int, list[int], slice]]:
         return [stage for stage in self.stages if stage[0] < num_levels]
 
@@ -372,7 +376,7 @@ class ResidualQuantizer(nn.Module, ABC):
             ValueError: a number of codebooks that is no prefix of levels.
         """
         batch, num_books, steps = codes.shape
-        prefixes = [self.stages_of(levels)[-1][2].stop for levels in range(1, self.num_levels + 1)]
+        prefixes = [self.count_codebooks(levels) for levels in range(1, self.num_levels + 1)]
         if num_books not in prefixes:
             raise ValueError(
                 f"pose_codes has {num_books} codebooks; this model's levels need {' or '.join(map(str, prefixes))}."

@@ -50,7 +50,8 @@ def test_a_prefix_of_levels_is_a_prefix_of_codebooks(variant: str, frames: int, 
             prefix = model.encode(poses, num_quantizers=levels).pose_codes
             assert prefix.shape[1] == sum(level < levels for _, level in index)
             assert torch.equal(prefix, codes[:, : prefix.shape[1]])
-            values = model.decode(prefix).pose_values[:, :frames]
+            values = model.decode(codes, num_quantizers=levels).pose_values[:, :frames]
+            assert torch.equal(values, model.decode(prefix).pose_values[:, :frames])
             torch.testing.assert_close(values, model(poses, num_quantizers=levels).pose_values)
 
 
