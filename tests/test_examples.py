@@ -28,7 +28,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 # What makes a documented command small; and what stands where it says DIR or FILE.
 SHORT = {
     "train_language_model.py": "--model model --index index.csv --held-out 2 --views 2 --hidden-size 32 --layers 1",
-    "recognise_signs.py": "--model model --epochs 1 --seeds 2",
+    "recognise_signs.py": "--model model --steps 2 --seeds 2",
     "animate.py": "--model model",
 }
 PLACEHOLDERS = {"DIR": "data", "FILE.npz": "data/fingerspelling-wholebody133/val/gaa_000000000000.npz"}
@@ -174,7 +174,8 @@ def test_what_is_wrong_is_said_in_a_sentence(
 ) -> None:
     words = shlex.split(arguments)
     if script == "recognise_signs.py" and "--index" in words:
-        del words[words.index("--index") :][:2]
+        at = words.index("--index")
+        del words[at : at + 2]
     monkeypatch.chdir(house)
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(sys, "argv", [script, *words])
