@@ -170,7 +170,7 @@ class SignClassifier(nn.Module):
         hidden_size: Of the network.
     """
 
-    def __init__(self, examples: torch.Tensor, num_signs: int, hidden_size: int = 128) -> None:
+    def __init__(self, examples: torch.Tensor, num_signs: int, hidden_size: int = 64) -> None:
         super().__init__()
         self.register_buffer("mean", examples.mean(0))
         self.register_buffer("deviation", (examples - self.mean).square().mean().sqrt())
