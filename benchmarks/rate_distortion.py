@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,21 +41,6 @@ LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 WARMUP, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM, WEIGHTS_EMA = 100, 0.01, (0.9, 0.99), 1.0, 0.99
 INITIAL_BATCHES = 128  # for k-means and principal axes
 CLIPS_AT_A_TIME = 16
-
-
-@dataclass
-class Row:
-    """A network of the comparison.
-
-    Attributes:
-        build: Name of a `Codec` and its keyword arguments.
-        prefixes: Levels at which it is scored; `None` is all of them.
-        seeds: Of the runs at the best learning rate.
-    """
-
-    build: tuple[str, dict[str, Any]]
-    prefixes: tuple[int | None, ...] = (None,)
-    seeds: tuple[int, ...] = (0,)
 
 
 class Codec(nn.Module, ABC):
@@ -94,13 +79,22 @@ class Codec(nn.Module, ABC):
 
 
 class Ours(Codec):
-    """This project's codec. Keyword arguments are keys of the configuration."""
+    """This project's codec.
+
+    Args:
+        benchmark: The data.
+        levels: Of body, face, left hand, right hand. A skeleton that is one group has the sum of them, and its
+            prefixes have as many codebooks.
+        **changes: Keys of the configuration.
+    """
 
     model: PoseTokenizerModel
 
-    def __init__(self, benchmark: Benchmark, **changes: Any):
-        config = PoseTokenizerConfig(**benchmark.skeleton_fields, **changes)
+    def __init__(self, benchmark: Benchmark, levels: Sequence[int], **changes: Any):
+        num_quantizers = list(levels) if len(benchmark.layout.groups) == len(levels) else sum(levels)
+        config = PoseTokenizerConfig(**benchmark.skeleton_fields, num_quantizers=num_quantizers, **changes)
         super().__init__(benchmark, PoseTokenizerModel(config), config)
+        self.levels = levels
         self.hop_length, self.codebook_sizes = config.hop_length, [config.codebook_size] * config.num_codebooks
 
     def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
@@ -120,7 +114,7 @@ class Ours(Codec):
         return values
 
     def num_codebooks(self, levels: int | None) -> int:
-        return sum(levels is None or level < levels for _, level in self.config.codebook_index)
+        return sum(min(own, levels or own) for own in self.levels)
 
     def without_quantizer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model.reconstruct_without_quantizer(**batch)
@@ -252,20 +246,35 @@ def train(codec: Codec, steps: int, learning_rate: float, seed: int) -> None:
             parameter.copy_(mean)
 
 
+@dataclass
+class Row:
+    """A network of the comparison.
+
+    Attributes:
+        codec: What builds it, with the benchmark and `options`.
+        options: Its keyword arguments.
+        prefixes: Levels at which it is scored; `None` is all of them.
+        seeds: Of the runs at the best learning rate.
+    """
+
+    codec: Callable[..., Codec]
+    options: dict[str, Any]
+    prefixes: tuple[int | None, ...] = (None,)
+    seeds: tuple[int, ...] = (0,)
+
+
 # Ours: steps of 4 frames and codebooks of 256. body, face, left hand, right hand.
 OURS = {"hidden_size": 96, "num_part_layers": 2, "codebook_size": 256, "codebook_dim": 48}
 # The models of about 40 bits are scored at prefixes of about 10 and 20 too.
 ROWS: dict[str, Row] = {
-    "ours": Row(("Ours", {**OURS, "num_quantizers": [6, 1, 6, 6]}), (1, 2, 3, 6), (0, 1, 2)),
-    "ours_20": Row(("Ours", {**OURS, "num_quantizers": [3, 1, 3, 3], "quantizer_dropout": 0.0})),
-    "ours_5": Row(("Ours", {**OURS, "num_quantizers": 1, "codebook_size": 32, "quantizer_dropout": 0.0})),
-    "momask_256": Row(
-        ("Peer", {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}), (2, 4, 8, 16), (0, 1, 2)
-    ),
-    "momask_512": Row(("Peer", {"kind": ConvRVQ, "width": 512, "levels": 16, "dropout": 0.0}), (2, 4, 8, 16)),
-    "soke": Row(("Peer", {"kind": SeparateConvVQ, "width": 256})),
-    "sign_vq": Row(("Peer", {"kind": FrameTransformerFSQ, "width": 128, "heads": 4, "layers": 3})),
-    "st_gcn": Row(("Peer", {"kind": JointSTGCN, "width": 24, "blocks": 3})),
+    "ours": Row(Ours, {**OURS, "levels": (6, 1, 6, 6)}, (1, 2, 3, 6), (0, 1, 2)),
+    "ours_20": Row(Ours, {**OURS, "levels": (3, 1, 3, 3), "quantizer_dropout": 0.0}),
+    "ours_5": Row(Ours, {**OURS, "levels": (1, 1, 1, 1), "codebook_size": 32, "quantizer_dropout": 0.0}),
+    "momask_256": Row(Peer, {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}, (2, 4, 8, 16), (0, 1, 2)),
+    "momask_512": Row(Peer, {"kind": ConvRVQ, "width": 512, "levels": 16, "dropout": 0.0}, (2, 4, 8, 16)),
+    "soke": Row(Peer, {"kind": SeparateConvVQ, "width": 256}),
+    "sign_vq": Row(Peer, {"kind": FrameTransformerFSQ, "width": 128, "heads": 4, "layers": 3}),
+    "st_gcn": Row(Peer, {"kind": JointSTGCN, "width": 24, "blocks": 3}),
 }
 
 
@@ -273,8 +282,7 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
     """Trains and scores one network."""
     row = ROWS[name]
     torch.manual_seed(seed)
-    kind, options = row.build
-    codec = {"Ours": Ours, "Peer": Peer}[kind](benchmark, **options)
+    codec = row.codec(benchmark, **row.options)
     start = time.perf_counter()
     train(codec, steps, learning_rate, seed)
     return {

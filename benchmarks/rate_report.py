@@ -96,12 +96,13 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps({name: points for name, (_, points) in rows.items()}, indent=1), "utf-8")
     if args.figure:
-        curves = {}
+        curves, part = {}, "hands" if "hands" in next(iter(rows.values()))[1][0]["val"][args.val] else "all"
         for name, label in FIGURE_ROWS.items():
             if name in rows:
                 values = [point["val"][args.val] for point in rows[name][1]]
-                curves[label] = sorted((value["bits_entropy"], value["hands"]) for value in values)
-        axes = ("bits per frame, entropy-coded", "error of hands, % of shoulder width")
+                curves[label] = sorted((value["bits_entropy"], value[part]) for value in values)
+        subject = "hands" if part == "hands" else "all keypoints"
+        axes = ("bits per frame, entropy-coded", f"error of {subject}, % of shoulder width")
         draw_curves(curves, *axes).savefig(args.figure, dpi=140)
 
 
