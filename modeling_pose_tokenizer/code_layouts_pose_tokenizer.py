@@ -135,6 +135,14 @@ class CodeLayout:
             streams = streams[np.argsort(slots)[len(slots) - count :]]  # marks have negative kinds
         return streams - self.starts[:count, None]
 
+    def follow(self, index: int, num_quantizers: int | None) -> list[int]:
+        """The places that may stand behind `index` tokens of a flat sequence that has begun."""
+        slots = self._slots(self.count_codebooks(num_quantizers))
+        turn = index % len(slots)
+        kind = int(slots[turn])
+        first, last = (self.starts[kind], self.starts[kind + 1]) if kind >= 0 else (kind + self.num_special,) * 2
+        return [END] * (turn == 0) + list(range(int(first), int(last) + (kind < 0)))
+
     def _slots(self, count: int) -> np.ndarray:
         """(W,) kinds of the tokens of a step, of the first `count` codebooks."""
         rows = np.arange(count)

@@ -268,6 +268,35 @@ class PoseCodeFormatter:
 
         return _like(self._read(places, num_streams, num_quantizers, errors, where, foreign), ids)
 
+    def next_ids(self, ids: Codes | Sequence[int], num_quantizers: int | None = None) -> list[int]:
+        """What may follow in a sequence that a language model is writing, layout `flat`.
+
+        `model.generate(..., prefix_allowed_tokens_fn=lambda _, ids: formatter.next_ids(ids))` then writes nothing that
+        would have to be repaired.
+
+        Args:
+            ids: (n,) prompt and what was written so far; what follows the last begin token counts, and is taken to be
+                in order.
+            num_quantizers: Levels to write; all by default.
+
+        Returns:
+            The ids of the codebook or the part mark whose turn it is, and the end where a step is complete; padding
+            behind the end.
+
+        Raises:
+            ValueError: Another layout, ids without a begin token, or a number of levels that there is not.
+        """
+        if self.layout != "flat":
+            raise ValueError(f"layout is {self.layout!r}; expected 'flat', whose tokens follow each other.")
+        array = _as_numpy(ids, "ids") - self.base_offset
+        begun = np.flatnonzero(array == BEGIN)
+        if not len(begun):
+            raise ValueError(f"ids hold no begin token ({self.begin_token}); expected a prompt that ends with it.")
+        said = array[begun[-1] + 1 :]
+        if (said == END).any():
+            return [self.pad_token_id]
+        return [self.base_offset + place for place in self._layout.follow(len(said), num_quantizers)]
+
     # ---- codes <-> text -------------------------------------------------------------------------------------------
 
     def codes_to_text(self, codes: Codes | Sequence[Sequence[int]], add_special_tokens: bool = False) -> str:

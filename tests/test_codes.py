@@ -1,5 +1,7 @@
 """The code formatter: codes, ids and text are the same thing, for every configuration and every prefix of levels."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,44 @@ def test_ten_thousand_round_trips(configuration, num_quantizers, steps, seed, en
         formatter = PoseCodeFormatter(*configuration, **options)
         codes = make_codes(formatter, min(num_quantizers, max(formatter.levels_per_group)), steps, seed)
         check_round_trip(formatter, codes, ends, say_levels)
+
+
+flat_cases = st.booleans().flatmap(lambda marks: cases({"part_marks": marks}))
+
+
+@given(flat_cases)
+def test_what_may_follow_is_what_is_written(case):
+    formatter, codes = case
+    levels = levels_of(formatter, codes)
+    written = formatter.codes_to_ids(codes, add_special_tokens=True).tolist()
+    prompt = [formatter.base_offset + formatter.vocab_size + 5]  # a word
+    for index in range(1, len(written)):
+        assert written[index] in formatter.next_ids(prompt + written[:index], levels)
+    assert formatter.next_ids(written, levels) == [formatter.pad_token_id]
+
+
+@given(flat_cases, st.integers(0, 40), st.integers(0, 1000))
+def test_what_is_chosen_from_what_may_follow_needs_no_repair(case, length, seed):
+    formatter, codes = case
+    levels, generator = levels_of(formatter, codes), random.Random(seed)
+    ids, complete = [formatter.begin_token_id], 0
+    for _ in range(length):
+        allowed = formatter.next_ids(torch.tensor(ids), levels)
+        assert len(set(allowed)) == len(allowed)
+        if formatter.end_token_id in allowed:
+            complete = len(ids)
+        ids.append(generator.choice(allowed))
+    if formatter.end_token_id not in ids and formatter.end_token_id not in formatter.next_ids(ids, levels):
+        ids = ids[:complete]  # a step that is not complete
+    steps = formatter.ids_to_codes(ids, levels)
+    assert len(steps) == len(codes)
+
+
+def test_what_may_follow_needs_one_stream_that_has_begun():
+    with pytest.raises(ValueError, match="no begin token"):
+        make_formatter().next_ids([0, 5, 6])
+    with pytest.raises(ValueError, match="expected 'flat'"):
+        make_formatter(layout="delayed").next_ids([1])
 
 
 @given(cases(), st.booleans(), st.sampled_from([" ", "\n", " \t\r\n\u3000"]))

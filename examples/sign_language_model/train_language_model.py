@@ -72,12 +72,10 @@ class Generated:
 
     Attributes:
         codes: (Q, S).
-        repaired: Whether tokens were out of order.
         ended: Whether the model ended the clip by itself.
     """
 
     codes: np.ndarray
-    repaired: bool
     ended: bool
 
 
@@ -258,8 +256,8 @@ def recognise(
 
 @torch.inference_mode()
 def generate(model: GPT2LMHeadModel, scribe: Scribe, rows: Sequence[Row], temperature: float) -> list[Generated]:
-    """Samples a clip for each prompt, without any constraint on the order of tokens."""
-    formatter, levels = scribe.formatter, max(scribe.formatter.levels_per_group)
+    """Samples a clip for each prompt; of the tokens, those may follow whose turn it is."""
+    formatter = scribe.formatter
     prompts = torch.tensor([scribe.prompt(row) for row in rows], device=model.device)  # (M, 3): no padding
     ids = model.generate(
         prompts,
@@ -268,17 +266,16 @@ def generate(model: GPT2LMHeadModel, scribe: Scribe, rows: Sequence[Row], temper
         temperature=temperature,
         top_k=0,
         max_new_tokens=MAX_STEPS * formatter.num_codebooks + 1,
+        prefix_allowed_tokens_fn=lambda _, said: formatter.next_ids(said),
         eos_token_id=scribe.tokenizer.eos_token_id,
         pad_token_id=scribe.tokenizer.pad_token_id,
     )
     generated = []
     for said in ids[:, prompts.shape[1] :].cpu().numpy():
         ended = bool((said == scribe.tokenizer.eos_token_id).any())
-        try:
-            codes, repaired = formatter.ids_to_codes(said, levels), False
-        except ValueError:  # a token out of order: what can be read is read
-            codes, repaired = formatter.ids_to_codes(said, levels, errors="repair"), True
-        generated.append(Generated(codes, repaired, ended))
+        # Who does not end is cut after a whole step.
+        codes = formatter.ids_to_codes(said if ended else said[:-1], max(formatter.levels_per_group))
+        generated.append(Generated(codes, ended))
     return generated
 
 
@@ -322,7 +319,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "reading": reading,
         "generated": {
             "clips": len(generated),
-            "repaired": sum(clip.repaired for clip in generated),
             "not_ended": sum(not clip.ended for clip in generated),
             "median_steps": float(np.median([clip.codes.shape[1] for clip in generated])),
             "median_steps_recorded": float(np.median([len(row["codes"][0]) for row in prompts])),
@@ -344,7 +340,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
             f"  its prompt is the likeliest of {reading['letters']} letters for {reading['right']:.0%}"
             f" of {reading['clips']} clips, among the first five for {reading['among_first_five']:.0%}"
         )
-    print("\n{clips} clips generated: {repaired} repaired, {not_ended} not ended".format(**metrics["generated"]))
+    print("\n{clips} clips generated: {not_ended} not ended".format(**metrics["generated"]))
 
 
 def main() -> None:
