@@ -30,13 +30,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PosePair", "animate", "animate_file", "figure_to_array", "reconstruction_figure", "write_report"]
+__all__ = [
+    "PosePair",
+    "TokenStrip",
+    "animate",
+    "animate_file",
+    "figure_to_array",
+    "reconstruction_figure",
+    "render_player",
+    "write_report",
+]
 
 ORIGINAL, RECONSTRUCTION = "#1f6fb2", "#d9541e"
 CONFIDENCE_THRESHOLD = 0.3
 # The report stores coordinates as int16: half a view is this many steps, and what lies ten views away is clipped.
 STEPS = 3000
 MISSING = -32768
+
+
+@dataclass(frozen=True)
+class TokenStrip:
+    """The tokens of a sequence, to show under it.
+
+    Attributes:
+        codes: (Q, S) integers in [0, K).
+        codebooks: (group, level) of each of the Q codebooks, as `PoseTokenizerConfig.codebook_index` has them.
+        codebook_size: K.
+        frames_per_step: frames of the sequence, at its own frame rate, for each of the S code steps.
+    """
+
+    codes: np.ndarray
+    codebooks: Sequence[tuple[str, int]]
+    codebook_size: int
+    frames_per_step: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +76,7 @@ class PosePair:
         fps: frames per second.
         label: why it is shown, in a word or two.
         errors: part -> mean keypoint error in shoulder widths.
+        tokens: what lies between the two, for players to show.
     """
 
     id: str
@@ -58,6 +85,7 @@ class PosePair:
     fps: float = 25.0
     label: str = ""
     errors: Mapping[str, float | None] = field(default_factory=dict)
+    tokens: TokenStrip | None = None
 
     def upside_down(self) -> PosePair:
         """The same with y mirrored, for data whose y axis points up."""
@@ -420,6 +448,19 @@ def _player_data(pair: PosePair, skeleton: Skeleton, threshold: float) -> dict[s
             for view in views
         ],
         "names": [view.name.replace("_", " ") for view in views],
+        "tokens": None if pair.tokens is None else _strip_data(pair.tokens),
+    }
+
+
+def _strip_data(tokens: TokenStrip) -> dict[str, Any]:
+    """What the page's script draws of tokens: the codes, and for each row its name and the number of its group."""
+    groups = list(dict.fromkeys(group for group, _ in tokens.codebooks))
+    return {
+        "codes": base64.b64encode(np.asarray(tokens.codes).astype("<u2").tobytes()).decode("ascii"),
+        "rows": [f"{group.replace('_', ' ')} {level + 1}" for group, level in tokens.codebooks],
+        "groups": [groups.index(group) for group, _ in tokens.codebooks],
+        "size": tokens.codebook_size,
+        "framesPerStep": tokens.frames_per_step,
     }
 
 
@@ -470,6 +511,43 @@ def write_report(
         subtitle: a line below it, such as the model and the data.
         confidence_threshold: least confidence of a keypoint that is drawn.
     """
+    page = _render(
+        pairs,
+        skeleton,
+        confidence_threshold,
+        title=title,
+        subtitle=subtitle,
+        metrics=metrics,
+        codebooks=_codebooks(metrics, code_counts) if metrics else [],
+        code_steps=None if code_counts is None else int(np.asarray(code_counts).sum(1).max(initial=0)),
+    )
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def render_player(pair: PosePair, skeleton: Skeleton, confidence_threshold: float = CONFIDENCE_THRESHOLD) -> str:
+    """The player of one sequence as an HTML page without heading and margins, for a frame in another page.
+
+    Args:
+        pair: the sequence to play.
+        skeleton: its layout.
+        confidence_threshold: least confidence of a keypoint that is drawn.
+    """
+    return _render([pair], skeleton, confidence_threshold, embedded=True)
+
+
+def _render(
+    pairs: Sequence[PosePair],
+    skeleton: Skeleton,
+    threshold: float,
+    *,
+    title: str = "",
+    subtitle: str = "",
+    metrics: Mapping[str, Any] | None = None,
+    codebooks: Sequence[Mapping[str, Any]] = (),
+    code_steps: int | None = None,
+    embedded: bool = False,
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -479,17 +557,16 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report_template.html").render(
+    return environment.get_template("report_template.html").render(
         title=title,
         subtitle=subtitle,
         pairs=pairs,
         metrics=metrics,
         pck_thresholds=PCK_THRESHOLDS,
-        codebooks=_codebooks(metrics, code_counts) if metrics else [],
-        code_steps=None if code_counts is None else int(np.asarray(code_counts).sum(1).max(initial=0)),
-        players=[_player_data(pair, skeleton, confidence_threshold) for pair in pairs],
+        codebooks=codebooks,
+        code_steps=code_steps,
+        embedded=embedded,
+        players=[_player_data(pair, skeleton, threshold) for pair in pairs],
         skeleton={"lines": _lines(skeleton), "keypoints": len(skeleton.keypoint_names)},
         constants={"steps": STEPS, "missing": MISSING},
     )
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")

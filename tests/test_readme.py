@@ -28,7 +28,8 @@ SHORT += " --training.init_batches 2 --model.hidden_size 16 --model.codebook_siz
 EXAMPLES = {"--model": "runs/demo/model", "--data": "runs/demo/data", "--data.path": "runs/demo/data"}
 EXAMPLES |= {"--tokens": "runs/demo/tokens", "--input": "recordings"}
 PREPARES = ("git", "cd", "source", "pip", "python -m venv", "python -m pip")  # before there is a checkout or .venv
-ONLINE = ("scripts/push_to_hub.py", "hf")  # run against a Hub of its own in test_hub.py; here the options are compared
+# Run elsewhere, against a Hub in test_hub.py and in a browser in test_space.py; here the options are compared.
+ONLINE = ("scripts/push_to_hub.py", "hf", "space/app.py")
 
 
 @pytest.fixture(scope="module")
