@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from accelerate.utils import load as load_plain
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .presets import RunConfigError
 
 MANIFEST = "manifest.json"
 
@@ -94,14 +97,15 @@ class WeightAverage:
             entry.copy_(saved)
 
 
-def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int, states: Mapping[str, Any]) -> None:
     """Writes `folder/step-N`: under another name first, then a manifest, then the rename; old ones go last.
 
     Args:
-        accelerator: Holds everything that was prepared or registered.
+        accelerator: Holds everything that was prepared.
         folder: Of all checkpoints.
         step: N.
         keep: Number of checkpoints that stay.
+        states: What else goes along, by name: objects whose `state_dict` holds tensors and plain values.
     """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}"
@@ -110,6 +114,11 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, keep: int) -> 
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
+    # Not registered with accelerate, which unpickles what is.
+    for name, state in states.items():
+        values = state.state_dict()  # all ranks: it may be sharded
+        if accelerator.is_main_process:
+            torch.save(values, partial / f"{name}.bin")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -137,6 +146,32 @@ def newest_state(accelerator: Accelerator, folder: Path) -> Path | None:
                 break
             accelerator.print(f"{candidate} is passed over: {problem}.")
     return broadcast_object_list(found)[0]
+
+
+def load_state(accelerator: Accelerator, checkpoint: Path, states: Mapping[str, Any]) -> None:
+    """Loads what `save_state` wrote; a checkpoint that could run a program is refused before anything of it is loaded.
+
+    Raises:
+        RunConfigError: A file holds more than tensors and plain values, or one is missing.
+    """
+    advice = "remove the folder to go on from an earlier one, or name another training.output_dir"
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if path.name.startswith("custom_checkpoint_") or path.name == ".metadata":
+            raise RunConfigError(f"{path}: only unpickling could read it, which may run any program; {advice}.")
+        if path.suffix in (".bin", ".pkl"):
+            try:
+                load_plain(path, map_location="meta")  # checks types, reads no tensors
+            except Exception as error:  # whatever cannot be read
+                reason = " ".join(str(error).split())[:120]
+                raise RunConfigError(
+                    f"{path}: holds more than tensors and plain values, or is damaged ({reason}); {advice}."
+                ) from error
+    for name in states:
+        if not (checkpoint / f"{name}.bin").is_file():
+            raise RunConfigError(f"{checkpoint}: has no {name}.bin; {advice}.")
+    accelerator.load_state(str(checkpoint))
+    for name, state in states.items():
+        state.load_state_dict(torch.load(checkpoint / f"{name}.bin", map_location="cpu", weights_only=True))
 
 
 def _find_damage(checkpoint: Path) -> str | None:

@@ -410,6 +410,8 @@ def find_files(root: FilePath, split: str, extensions: Sequence[str] = (".npz",)
     root, folder = Path(root), Path(root) / split
     if not root.is_dir():
         raise PoseDataError(f"There is no data folder {root}.")
+    if split in ("", ".", "..") or Path(split).name != split:  # files are named after it
+        raise PoseDataError(f"The split is {split!r}; expected the name of a folder in {root}.")
     if not folder.is_dir():
         found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
         raise PoseDataError(f"{root} has no folder for the split {split}; its folders: {found}.")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .feature_extraction_pose_tokenizer import _interpolate as interpolate
+from .normalization_pose_tokenizer import interpolate
 from .skeleton_pose_tokenizer import Skeleton, get_skeleton
 
 # Largest array that is read from one file. Bytes are declared by the file itself: without a limit a few kilobytes of

@@ -166,22 +166,34 @@ class PoseTokenizerGraphConv(nn.Module):
         return torch.matmul(adjacency.permute(1, 2, 0).flatten(1), projected)
 
 
-def hold(values: torch.Tensor, observed: torch.Tensor, first: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Each keypoint's last observed value, before there is one the first that comes, or `first`.
+def last_seen(observed: torch.Tensor, causal: bool) -> torch.Tensor:
+    """The frame, from 1, in which each keypoint was observed last, before there is one the first that comes, or 0.
 
     Args:
-        values (`torch.Tensor` of shape `(B, T, N, D)`): Values.
-        observed (`torch.BoolTensor` of shape `(B, T, N)`): Which of them are there.
-        first (`torch.Tensor` of shape `(B, N, D)`): What stands where none is there (yet).
-        causal (`bool`): Whether `first` stands in until the first value comes.
+        observed (`torch.BoolTensor` of shape `(B, T, N)`): Where keypoints are there.
+        causal (`bool`): Whether it is 0 until the first comes, and not only where none comes.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, T, N)`.
     """
+    last = observed.shape[1] + 1
+    frames = torch.arange(1, last, device=observed.device)[:, None]
+    if torch.compiler.is_exporting():  # ONNX knows no running maximum: the k-th observed frame lies in place k
+        count = observed.long().cumsum(1)
+        places = torch.zeros_like(torch.cat([count[:, :1], count], 1))
+        places = places.scatter(1, torch.where(observed, count, 0), torch.where(observed, frames, 0))
+        latest = places.gather(1, count)
+    else:
+        latest = torch.where(observed, frames, 0).cummax(1).values
+    if causal:
+        return latest
+    coming = torch.where(observed, frames, last).amin(1, keepdim=True)
+    return torch.where(latest == 0, torch.where(coming == last, 0, coming), latest)
+
+
+def hold(values: torch.Tensor, latest: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Values `(B, T, N, D)` of the frames that `last_seen` names `(B, T, N)`; 0 names `first` `(B, N, D)`."""
     values = torch.cat([first[:, None], values], 1)
-    frames = torch.arange(1, values.shape[1], device=values.device)[:, None]
-    latest = torch.where(observed, frames, 0).cummax(1).values  # (B, T, N), 0: not yet
-    if not causal:
-        last = values.shape[1]
-        coming = torch.where(observed, frames, last).amin(1, keepdim=True)
-        latest = torch.where(latest == 0, torch.where(coming == last, 0, coming), latest)
     return values.gather(1, latest[..., None].expand(-1, -1, -1, values.shape[-1]))
 
 

@@ -41,8 +41,8 @@ def save_checkpoint(
     fresh, stale = directory.with_name(f".{directory.name}.new"), directory.with_name(f".{directory.name}.old")
     for leftover in (fresh, stale):  # of a run that was killed here
         shutil.rmtree(leftover, ignore_errors=True)
+    feature_extractor.save_pretrained(fresh)  # first: a model that finds none would save one without statistics
     model.save_pretrained(fresh, state_dict=state_dict)
-    feature_extractor.save_pretrained(fresh)
     if directory.exists():
         directory.rename(stale)
     fresh.rename(directory)
@@ -73,7 +73,7 @@ def load_pretrained(
     transformers_logging.disable_progress_bar()  # a small model is there at once
     try:
         model, report = PoseTokenizerModel.from_pretrained(
-            name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+            name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
         )
         feature_extractor = PoseFeatureExtractor.from_pretrained(name, revision=revision)
     except (OSError, HFValidationError, SafetensorError, RuntimeError, ValueError) as error:

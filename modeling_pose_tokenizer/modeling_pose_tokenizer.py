@@ -6,26 +6,25 @@ Q codebooks, M = B S.
 """
 
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
-from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold
+from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold, last_seen
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
 from .quantization_pose_tokenizer import QUANTIZERS, broadcast_module
 from .residual_pose_tokenizer import ResidualQuantizer
+from .saving_pose_tokenizer import PoseTokenizerSavingMixin
 
 if TYPE_CHECKING:  # transformers finds imports by text: so these travel with every copy of the code
     from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
@@ -80,7 +79,7 @@ class PoseTokenizerOutput(ModelOutput):
     quantization_error: torch.Tensor | None = None
 
 
-class PoseTokenizerPreTrainedModel(PreTrainedModel):
+class PoseTokenizerPreTrainedModel(PoseTokenizerSavingMixin, PreTrainedModel):
     config: PoseTokenizerConfig
     config_class = PoseTokenizerConfig
     base_model_prefix = "pose_tokenizer"
@@ -161,7 +160,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
 
     def get_encoded_length(self, input_length: _Length) -> _Length:
         """Code steps S of T frames: ceil(T / hop_length)."""
-        return -(-input_length // self.config.hop_length)
+        return (input_length + self.config.hop_length - 1) // self.config.hop_length
 
     def get_pose_codes_mask(self, padding_mask: torch.Tensor) -> torch.Tensor:
         """Which code steps `(B, S)` are real, from which frames `(B, T)` are: those up to the last real frame."""
@@ -461,7 +460,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             finite = finite & padding_mask.bool()[..., None]
         values = torch.where(finite[..., None], input_values, 0.0)
         observed = finite & (confidence >= self.config.confidence_threshold)
-        missing = -input_values.shape[1] % self.config.hop_length
+        frames = input_values.shape[1]
+        missing = self.get_encoded_length(frames) * self.config.hop_length - frames
         return F.pad(values, (0, 0, 0, 0, 0, missing)), F.pad(observed, (0, 0, 0, missing))
 
     def _complete(
@@ -478,12 +478,12 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         if cache is not None and cache.held is not None:
             first = cache.held
         hangs, anchor = (self.anchors >= 0)[:, None], self.anchors.clamp(min=0)
-        causal = self.config.use_causal_conv
+        latest = last_seen(observed, self.config.use_causal_conv)
         # What hangs on nothing is held first: anchors are among them.
-        coordinates = hold(values[..., :-1], observed, first, causal)
+        coordinates = hold(values[..., :-1], latest, first)
         offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
         if self.has_anchors:
-            coordinates = offsets + hold(values[..., :-1] - offsets, observed, first, causal)
+            coordinates = offsets + hold(values[..., :-1] - offsets, latest, first)
         if cache is not None:
             cache.held = (coordinates - offsets)[:, -1]
         return torch.cat([coordinates, values[..., -1:]], -1)
@@ -574,14 +574,6 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
                 f"target_bits_per_frame is {target}; expected at least {least:.3g}, which say that no level follows."
             )
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """`PreTrainedModel.save_pretrained`, with every travelling module of the package beside the weights."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for module in sorted(Path(__file__).parent.glob("*_pose_tokenizer.py")):
-            target = Path(save_directory) / module.name
-            if not (target.exists() and target.samefile(module)):
-                shutil.copyfile(module, target)
-
 
 __all__ = [
     "PoseTokenizerDecoderOutput",
@@ -593,3 +585,7 @@ __all__ = [
 ]
 
 PoseTokenizerModel.register_for_auto_class("AutoModel")
+if __name__.startswith("modeling_pose_tokenizer."):  # installed: a checkpoint's own copy is found by its auto_map
+    AutoConfig.register(PoseTokenizerConfig.model_type, PoseTokenizerConfig)
+    AutoModel.register(PoseTokenizerConfig, PoseTokenizerModel)
+    AutoFeatureExtractor.register(PoseTokenizerConfig, PoseFeatureExtractor)

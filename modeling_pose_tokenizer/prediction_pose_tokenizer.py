@@ -14,6 +14,23 @@ from transformers import initialization as init
 RIDGE = 1e-2
 
 
+def take_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """`tensor[rows]` for ascending rows, by slices: no tensor of numbers, which a loop in an exported graph cannot
+    hold."""
+    if len(rows) == rows[-1] - rows[0] + 1:
+        return tensor[rows[0] : rows[-1] + 1]
+    return torch.cat([tensor[row : row + 1] for row in rows])
+
+
+def put_rows(tensor: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> torch.Tensor:
+    """A copy of `tensor` with `values` in ascending rows, by slices as in `take_rows`."""
+    pieces, start = [], 0
+    for number, row in enumerate(rows):
+        pieces += [tensor[start:row], values[number : number + 1]]
+        start = row + 1
+    return torch.cat([piece for piece in (*pieces, tensor[start:]) if len(piece)])
+
+
 class PoseTokenizerPredictor(nn.Module):
     """Linear prediction of a latent before its code is read, one for every codebook.
 
@@ -70,7 +87,7 @@ class PoseTokenizerPredictor(nn.Module):
 
     def present_inputs(self, levels: Sequence[torch.Tensor], groups: Sequence[int], level: int) -> torch.Tensor:
         """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`."""
-        own = levels[level][groups]
+        own = take_rows(levels[level], groups)
         if self.num_latents == 1:
             return own
         if groups[0] == 0:  # what the first group's level is, is not known yet

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
@@ -63,9 +66,23 @@ def prepare_output(run: RunConfig, accelerator: Accelerator, folder: Path, train
     accelerator.wait_for_everyone()
 
 
+def check_hub(run: RunConfig) -> None:
+    """Refuses at once what would fail after the last step: no repository, or nobody who may write there."""
+    options = run.hub
+    if not options.push:
+        return
+    try:
+        validate_repo_id(options.repo_id or "")
+    except HFValidationError as error:
+        raise RunConfigError(f"hub.repo_id is {options.repo_id}; expected USER/NAME, as hub.push is true.") from error
+    if get_token() is None:
+        raise RunConfigError("hub.push is true, but there is no token; set HF_TOKEN, or say `hf auth login`.")
+
+
 def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     """Device, ranks, precision, accumulation, trackers; what the configuration leaves open is the launcher's."""
     check_tracker(run)
+    check_hub(run)
     options = run.training
     # DDP on an argument of ours that has no substitute yet, and on the gradients of depthwise convolutions.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated|Grad strides do not match")
@@ -76,6 +93,9 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     if precision is None and options.use_amp:
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     tracker = [] if run.tracking.tracker == "none" else [run.tracking.tracker]
+    kind = os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    if kind != "FULL_STATE_DICT":
+        raise RunConfigError(f"fsdp_state_dict_type is {kind}, which only unpickling reads; expected FULL_STATE_DICT.")
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other

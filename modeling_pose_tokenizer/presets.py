@@ -142,11 +142,22 @@ class TrackingOptions:
     pictures: int = option(2, "reconstructed sequences drawn at each validation", least=0)
 
 
+@dataclass
+class HubOptions:
+    """Publishing the best model on the Hub; who you are is known by HF_TOKEN or `hf auth login`."""
+
+    push: bool = option(False, "publish best/ at the end of the run")
+    repo_id: str | None = option(None, "the repository, USER/NAME; made if there is none")
+    private: bool = option(False, "nobody else can see the repository")
+    every: int | None = option(None, "publish best/ every so many steps too", least=1)
+
+
 SECTIONS = {
     "data": DataOptions,
     "augmentation": AugmentationOptions,
     "training": TrainingOptions,
     "tracking": TrackingOptions,
+    "hub": HubOptions,
 }
 
 
@@ -159,6 +170,7 @@ class RunConfig:
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
 
     def model_config(self) -> PoseTokenizerConfig:
         """The model's configuration; an impossible one is a `RunConfigError`."""
@@ -217,8 +229,8 @@ def read_preset(path: str | Path) -> dict[str, str]:
     """Reads one YAML file.
 
     Args:
-        path: A file of sections `model`, `data`, `augmentation`, `training`, `tracking`; keys of `ALIASES` may stand
-            at top level or in any section.
+        path: A file of sections `model`, `data`, `augmentation`, `training`, `tracking`, `hub`; keys of `ALIASES` may
+            stand at top level or in any section.
 
     Returns:
         {"section.key": value as text on a command line}.
@@ -253,7 +265,9 @@ def resolve_key(name: str, origin: str = "command line") -> str:
         return ALIASES[leaf]
     leaves = ALIASES | {key.rpartition(".")[2]: key for key in known}
     leaves |= {key.rpartition(".")[2]: key for key in known if key.startswith(f"{section}.")}  # its own section wins
-    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)
+    own = [key.rpartition(".")[2] for key in known if key.startswith(f"{section}.")]
+    close = difflib.get_close_matches(leaf, own, n=1, cutoff=0.75)  # a slip of one letter
+    close = close or difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)
     advice = f"the nearest valid one is {leaves[close[0]]}" if close else "--help lists all"
     raise RunConfigError(f"{origin}: unknown key {name}; {advice}.")
 

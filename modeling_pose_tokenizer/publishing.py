@@ -1,7 +1,8 @@
-"""Models and tokens to the Hub: a checkpoint folder as it is, a token folder with a card made from its manifest."""
+"""Models and tokens to the Hub, each in one commit: there whole, with a card, or not at all."""
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,30 +10,28 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    DatasetCard,
-    DatasetCardData,
-    HfApi,
-)
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import filter_repo_objects
 
+from .cards import make_card
 from .extraction import MANIFEST, METADATA_KEY, SHARD_NAME, TokenFolderError, read_manifest
 from .formats import FilePath
-from .hub import load_pretrained
+from .hub import ModelFolderError, load_pretrained
+from .presets import HubOptions
+from .saving_pose_tokenizer import CARD, plain_card
+from .tracking import Meter
 
-CARD = "README.md"
-# Of a checkpoint folder, what is nobody else's business: hidden files, compiled code.
-_PRIVATE = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "*.pyc")
-_COLUMNS = {
-    "id": "name of the sequence, unique within its split",
-    "codes": "Q lists of S codes: a row for each codebook, a column for each code step",
-    "text": "the same codes as text for a language model, step by step",
-    "num_frames": "frames of the recording",
-    "fps": "its frame rate",
-    "center": "where its origin lay, in its own coordinates",
-    "scale": "its unit of length, the distance of the shoulders where they were seen",
+# Of a checkpoint folder, what is nobody else's business: hidden files, compiled code, and what only unpickling reads.
+_PRIVATE = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "*.pyc", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Weights of earlier uploads, which a smaller number of files or a safe format has replaced.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+# What the Hub's answers mean to whoever wants to write there.
+_ADVICE = {
+    401: "the token was refused; give one that may write in HF_TOKEN, or by `hf auth login`",
+    403: "the token may not write there; check the name and the rights of the token",
+    404: "there is no such repository or branch, or this token may not see it",
+    409: "somebody else wrote there at the same time; run the same command again",
 }
 
 
@@ -40,12 +39,16 @@ class PublishError(ValueError):
     """What the Hub refuses; `str` is one sentence with the repository."""
 
 
-def push_model(folder: FilePath, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Uploads a checkpoint folder: weights, configurations, code, and its `README.md` if there is one.
+def push_model(
+    folder: FilePath, repo_id: str, *, card: str | None = None, private: bool = False, revision: str | None = None
+) -> str:
+    """Uploads a checkpoint folder in one commit: weights, configurations, feature extractor, code and card.
 
     Args:
         folder: The folder, such as the `best` of a training run.
         repo_id: `USER/NAME`; made if it does not exist.
+        card: Text of the card. Without it the folder's `README.md` goes along; without that the card of the repository
+            stays, and a repository without one gets what follows from the configuration.
         private: Nobody else can see the repository.
         revision: Branch to upload to; made if it does not exist.
 
@@ -53,19 +56,39 @@ def push_model(folder: FilePath, repo_id: str, *, private: bool = False, revisio
         The address of the commit.
 
     Raises:
-        ModelFolderError: The folder does not load.
+        ModelFolderError: The folder does not load, or its code is missing.
         PublishError: The Hub cannot be reached or refuses, or `private` is asked for and the repository is public.
     """
-    load_pretrained(Path(folder).absolute())  # nobody shall download what does not load
+    folder = Path(folder)
+    model, _ = load_pretrained(folder.absolute())  # nobody shall download what does not load
+    _check_code(folder)
     with _repository(repo_id, "model", private, revision) as api:
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=Path(folder),
-            revision=revision,
-            ignore_patterns=list(_PRIVATE),
-            commit_message="Upload pose tokenizer",
-        )
+        if card is None and not (folder / CARD).exists() and not api.file_exists(repo_id, CARD, revision=revision):
+            card = plain_card(model.config, repo_id)
+        names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        contents: dict[str, Any] = {
+            name: names[name] for name in filter_repo_objects(names, ignore_patterns=list(_PRIVATE))
+        }
+        contents |= {} if card is None else {CARD: card.encode()}
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        present = api.list_repo_files(repo_id, revision=revision)
+        stale = [name for name in filter_repo_objects(present, allow_patterns=list(_WEIGHTS)) if name not in contents]
+        operations += [CommitOperationDelete(name) for name in stale]
+        commit = api.create_commit(repo_id, operations, revision=revision, commit_message="Upload pose tokenizer")
     return str(commit.commit_url)
+
+
+def _check_code(folder: Path) -> None:
+    """Refuses a folder without the code that its configurations name."""
+    for name in ("config.json", "preprocessor_config.json"):
+        auto_map = json.loads((folder / name).read_text("utf-8")).get("auto_map") or {}
+        missing = [entry for entry in auto_map.values() if not (folder / f"{entry.split('.')[0]}.py").is_file()]
+        if missing or not auto_map:
+            what = f"{missing[0].split('.')[0]}.py" if missing else "auto_map"
+            raise ModelFolderError(
+                f"{folder}: {name} has no {what} beside it, so that nobody could load it without this package; "
+                "write the folder with save_pretrained."
+            )
 
 
 def push_tokens(
@@ -116,73 +139,17 @@ def push_tokens(
     return str(commit.commit_url)
 
 
-def make_card(
-    manifest: dict[str, Any],
-    repo_id: str,
-    template: FilePath,
-    license: str | None = None,
-    model: str | None = None,
-) -> str:
-    """The dataset card of a token folder: metadata that `load_dataset` reads, and text.
-
-    Args:
-        manifest: Of the folder, see `read_manifest`.
-        repo_id: Where the dataset will be.
-        template: Jinja template of the card.
-        license: Its licence, as the Hub names it.
-        model: Where others find the model; None means what the manifest says.
-    """
-    splits = {re.sub(r"\W", "_", split): entry for split, entry in manifest["splits"].items()}
-    # A question mark for each digit: the files of `train-clean` are none of `train`.
-    files = [
-        {"split": name, "path": re.sub(r"\d+-of-\d+\.parquet$", _as_pattern, entry["shards"][0])}
-        for name, entry in splits.items()
-    ]
-    data = DatasetCardData(
-        license=license,
-        pretty_name=repo_id.rpartition("/")[2],
-        size_categories=_size_category(sum(entry["sequences"] for entry in splits.values())),
-        tags=["pose", "sign-language", "motion", "pose-tokenizer"],
-        configs=[{"config_name": "default", "data_files": files}],
-    )
-    hours = {
-        name: entry["frames_encoded"] / manifest["codes"]["sampling_rate"] / 3600 for name, entry in splits.items()
-    }
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(template),
-        repo_id=repo_id,
-        splits=splits,
-        hours=hours,
-        model=model or manifest.get("model"),
-        revision=manifest.get("model_revision") if model is None else None,
-        made_by=manifest["made_by"],
-        versions=manifest.get("versions", {}),
-        codes=manifest["codes"],
-        columns=_COLUMNS,
-        license=license,
-    )
-    return str(card)
-
-
-def _as_pattern(match: re.Match[str]) -> str:
-    return re.sub(r"\d", "?", match[0])
-
-
-def _size_category(count: int) -> str:
-    """The Hub's name for so many rows."""
-    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-    for power, (low, high) in enumerate(zip(("", *names), names, strict=False), 3):
-        if count < 10**power:
-            return f"{low}<n<{high}" if low else f"n<{high}"
-    return f"n>{names[-1]}"
-
-
 def _check_complete(folder: Path, manifest: dict[str, Any]) -> Sequence[str]:
     """The shards of all splits, which are there and whole."""
     if not manifest["splits"]:
         raise TokenFolderError(f"{folder}: holds no split; expected what extract_tokens.py writes.")
     for split, entry in manifest["splits"].items():
+        strange = [name for name in entry["shards"] if not re.fullmatch(re.escape(split) + SHARD_NAME, str(name))]
+        if strange or "/" in split:
+            raise TokenFolderError(
+                f"{folder}: {MANIFEST} names {(strange or [split])[0]!r} as a shard of {split}; "
+                f"expected names such as {split}-00000-of-00001.parquet, which lie in the folder."
+            )
         missing = sum(not (folder / name).exists() for name in entry["shards"])
         if missing or not entry["complete"]:
             raise TokenFolderError(
@@ -217,9 +184,66 @@ def _repository(repo_id: str, kind: str, private: bool, revision: str | None) ->
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
         yield api
-    except (HTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as wrapped:
+        # The upload of a large file says what went wrong by a RuntimeError with the cause behind it.
+        error = wrapped.__cause__ if isinstance(wrapped, RuntimeError) and wrapped.__cause__ else wrapped
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PublishError(f"{repo_id}: cannot be published ({reason[:300]}).") from error
+        if isinstance(error, HfHubHTTPError):
+            advice = _ADVICE.get(error.response.status_code, "try again later")
+        elif isinstance(error, HTTPError):
+            advice = "the connection failed; run the same command again"
+        else:
+            advice = "expected USER/NAME" if isinstance(error, HFValidationError) else "see the reason"
+        raise PublishError(f"{repo_id}: nothing was published, {advice} ({reason[:300]}).") from wrapped
 
 
-__all__ = ["PublishError", "make_card", "push_model", "push_tokens"]
+class RunPublisher:
+    """Publishes the best checkpoint of a training run at its end and, if asked, every so many steps.
+
+    A push that fails costs the run nothing: it is said, and at the end once more with the command that repeats it.
+
+    Args:
+        options: Where to, and how often.
+        best: Folder of the best checkpoint, which may not be there yet.
+        meter: Of the run; its main process publishes, and the time that takes does not count as training.
+    """
+
+    def __init__(self, options: HubOptions, best: Path, meter: Meter) -> None:
+        self.options, self.best, self.meter = options, best, meter
+        self.active = options.push and meter.accelerator.is_main_process
+        self.pushed: int | None = None
+
+    def follow(self, step: int) -> None:
+        """Publishes after this step, if its turn has come and there is something new."""
+        if self.active and self.options.every and step % self.options.every == 0:
+            with self.meter.paused():
+                self._push()
+
+    def finish(self) -> bool:
+        """Publishes at the end of the run, and says whether that went well."""
+        if not self.active or self._push():
+            return True
+        words = ["python", "scripts/push_to_hub.py", "--model", str(self.best), "--repo-id", str(self.options.repo_id)]
+        words += ["--plain-card", *(["--private"] if self.options.private else [])]
+        self.meter.say(
+            f"The run is complete, but its best model is not published; repeat that with: {shlex.join(words)}"
+        )
+        return False
+
+    def _push(self) -> bool:
+        try:
+            written = (self.best / "config.json").stat().st_mtime_ns
+            if written != self.pushed:
+                url = push_model(self.best, str(self.options.repo_id), private=self.options.private)
+                self.pushed = written
+                self.meter.say(f"published: {url}")
+        except FileNotFoundError:
+            self.meter.say(f"{self.best}: no model to publish yet; the first validation writes it.")
+            return False
+        except (ModelFolderError, PublishError) as error:
+            self.meter.say(str(error))
+            return False
+        return True
+
+
+__all__ = ["PublishError", "RunPublisher", "push_model", "push_tokens"]

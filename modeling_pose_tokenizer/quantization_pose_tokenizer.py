@@ -119,6 +119,12 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
         self.project_out = nn.Parameter(torch.zeros(self.num_codebooks, len(self.levels), self.dim))
         self.bias = nn.Parameter(torch.zeros(self.num_codebooks, 1, self.dim))
         self.register_buffer("usage", torch.ones(self.num_codebooks, self.num_codes))
+        for name, value in self.constants().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """The grid's last coordinate in each dimension: a loop in an exported graph makes no tensors of numbers."""
+        return {"top": torch.tensor(self.levels, dtype=torch.float32) - 1}
 
     def reset_parameters(self) -> None:
         init.zeros_(self.initialized)
@@ -132,14 +138,12 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
 
     def _grid(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         """Grid coordinates 0..levels-1, rounded straight-through: (g, M, d) -> (g, M, len(levels))."""
-        top = torch.tensor(self.levels, device=residual.device, dtype=torch.float32) - 1
-        bounded = torch.bmm(residual - self.bias[books].float(), self.project_in[books].float()).sigmoid() * top
+        bounded = torch.bmm(residual - self.bias[books].float(), self.project_in[books].float()).sigmoid() * self.top
         return bounded + (bounded.round() - bounded).detach()
 
     def _place(self, grid: torch.Tensor, books: slice) -> torch.Tensor:
         """Grid coordinates to vectors, through the symmetric interval [-1, 1]."""
-        top = torch.tensor(self.levels, device=grid.device, dtype=torch.float32) - 1
-        return torch.bmm(grid / top * 2 - 1, self.project_out[books].float()) + self.bias[books].float()
+        return torch.bmm(grid / self.top * 2 - 1, self.project_out[books].float()) + self.bias[books].float()
 
     def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
         return self._to_codes(self._grid(residual, books))

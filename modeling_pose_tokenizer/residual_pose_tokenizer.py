@@ -16,7 +16,7 @@ from torch._higher_order_ops.scan import scan
 
 from .codebook_pose_tokenizer import repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
-from .prediction_pose_tokenizer import PoseTokenizerPredictor
+from .prediction_pose_tokenizer import PoseTokenizerPredictor, put_rows, take_rows
 
 # Rounds of fitting a level's prediction and codes to each other.
 FIT_ROUNDS = 6
@@ -46,11 +46,11 @@ class QuantizerState:
     """Where a stream stands.
 
     Attributes:
-        step (`int`): Code steps so far.
+        step (`int`): Code steps so far; a tensor in the export of a single step.
         latents (`torch.Tensor` of shape `(L + 1, G, B, d)`): The last step's, entry l decoded up to level l - 1.
     """
 
-    step: int
+    step: int | torch.Tensor
     latents: torch.Tensor
 
 
@@ -185,7 +185,8 @@ class ResidualQuantizer(nn.Module, ABC):
             codes, residuals, speaks = [], [], there.clone() if price is not None else there
 
             def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
-                residuals.append(torch.where(there[groups][..., None], goals[groups] - expected, 0.0))
+                heard = take_rows(there, groups)[..., None]
+                residuals.append(torch.where(heard, take_rows(goals, groups) - expected, 0.0))
                 codes.append(self.lookup(residuals[-1], books))
                 if price is not None:
                     left = residuals[-1] - self.read(codes[-1], books)
@@ -217,7 +218,7 @@ class ResidualQuantizer(nn.Module, ABC):
             expected = self.predictor.from_present(present, books, key)
             expected = expected if past is None else expected + past[books]
             said = expected + say(expected, groups, books)
-            levels[level + 1] = levels[level + 1].index_copy(0, torch.tensor(groups, device=said.device), said)
+            levels[level + 1] = put_rows(levels[level + 1], groups, said)
         return torch.stack(levels + [levels[-1]] * (self.num_levels + 1 - len(levels)))
 
     def _each_step(
@@ -225,9 +226,10 @@ class ResidualQuantizer(nn.Module, ABC):
     ) -> list[torch.Tensor]:
         """What `one_step(before, key, *now)` gives for each code step, stacked; its first result is the next `before`.
 
-        In an export the loop is an operator of the graph, so that it runs as often as the input is long.
+        In an export the loop is an operator of the graph, so that it runs as often as the input is long; a step that
+        is exported alone needs none.
         """
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and not isinstance(state.step, torch.Tensor):
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
                 before, number = carry

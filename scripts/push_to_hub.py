@@ -1,22 +1,39 @@
 #!/usr/bin/env python
-"""Publishes a model, or tokens as a dataset with a card, on the Hub.
+"""Publishes a model, or tokens as a dataset, on the Hub: in one commit, with a card.
 
-python scripts/push_to_hub.py --model runs/demo/model --repo-id USER/NAME
+python scripts/push_to_hub.py --model runs/mine/best --repo-id USER/NAME
 python scripts/push_to_hub.py --tokens runs/demo/tokens --repo-id USER/NAME --license cc-by-4.0
 
-Who you are is known by the environment variable HF_TOKEN, or by `hf auth login`. A README.md in the folder goes along
-as it is; for tokens without one, the card is made from manifest.json.
+Who you are is known by the environment variable HF_TOKEN, or by `hf auth login`.
+
+A README.md in the folder that you wrote goes along as it is. Otherwise the card is filled: for tokens from
+manifest.json; for a model from metrics.json (scripts/evaluate.py writes it), config.yaml (training/train.py writes it)
+and data.yaml (you write it), each in the model's folder or beside it. What is missing is asked for. data.yaml:
+
+license: mit                      # of the weights, as the Hub names it
+training_data:
+  - name: my recordings           # more keys: url, sequences, frames
+    description: 12 signers of Portuguese Sign Language, weather reports
+    license: CC BY 4.0
+evaluation:
+  - name: unseen signers          # more keys: description, split,
+    metrics: unseen/metrics.json  # and the file of the figures, if it is not metrics.json
+limits: >-
+  Who and what is hardly in the data; where the model should not be used.
+training: run/config.yaml         # if it is not config.yaml
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from modeling_pose_tokenizer.cards import CardError, is_filled, make_model_card
 from modeling_pose_tokenizer.extraction import TokenFolderError
-from modeling_pose_tokenizer.hub import ModelFolderError
+from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.publishing import PublishError, push_model, push_tokens
 
-TEMPLATE = Path(__file__).parents[1] / "dataset_card.md"
+ROOT = Path(__file__).parents[1]
+FOR_MODELS, FOR_TOKENS = ("data_card", "card", "plain_card"), ("license", "made_by")
 
 
 def main() -> None:
@@ -27,24 +44,56 @@ def main() -> None:
     parser.add_argument("--repo-id", required=True, metavar="USER/NAME", help="the repository; made if there is none")
     parser.add_argument("--private", action="store_true", help="nobody else can see the repository")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
-    parser.add_argument("--license", metavar="NAME", help="with --tokens: as the Hub names it, such as cc-by-4.0")
-    parser.add_argument(
-        "--made-by",
-        metavar="USER/MODEL",
-        help="with --tokens: the model's repository (default: as manifest.json says)",
+    model = parser.add_argument_group("with --model")
+    model.add_argument("--data-card", metavar="FILE", help="the data.yaml (default: in DIR or beside it)")
+    model.add_argument("--card", metavar="FILE", help="write the filled card there and publish nothing")
+    model.add_argument(
+        "--plain-card", action="store_true", help="no figures: the repository's own card stays, or the sizes are all"
+    )
+    tokens = parser.add_argument_group("with --tokens")
+    tokens.add_argument("--license", metavar="NAME", help="as the Hub names it, such as cc-by-4.0")
+    tokens.add_argument(
+        "--made-by", metavar="USER/MODEL", help="the model's repository (default: as manifest.json says)"
     )
     args = parser.parse_args()
-    if args.model is not None and (args.license or args.made_by):
-        parser.error("--license and --made-by go with --tokens; a model's card is the README.md in its folder.")
-    where = {"private": args.private, "revision": args.revision}
+    for name in FOR_MODELS if args.model is None else FOR_TOKENS:
+        if getattr(args, name):
+            parser.error(f"--{name.replace('_', '-')} goes with {'--model' if args.model is None else '--tokens'}.")
     try:
-        if args.model is not None:
-            url = push_model(args.model, args.repo_id, **where)
-        else:
-            url = push_tokens(args.tokens, args.repo_id, TEMPLATE, license=args.license, model=args.made_by, **where)
-    except (ModelFolderError, TokenFolderError, PublishError) as error:
+        print(publish_model(args) if args.model is not None else publish_tokens(args))
+    except (CardError, ModelFolderError, TokenFolderError, PublishError) as error:
         sys.exit(str(error))
-    print(url)
+
+
+def publish_model(args: argparse.Namespace) -> str:
+    """Address of the commit, or the path of the card."""
+    load_pretrained(Path(args.model).absolute())  # before its files are read for the card
+    own = Path(args.model, "README.md").exists() and not is_filled(Path(args.model, "README.md"))
+    text = None
+    if args.card or not (own or args.plain_card):
+        templates = ROOT / "model_card.md", ROOT / "CITATION.cff"
+        options = {"description": args.data_card, "revision": args.revision}
+        text = make_model_card(args.model, args.repo_id, *templates, **options)
+    if args.card is None:
+        return push_model(args.model, args.repo_id, card=text, private=args.private, revision=args.revision)
+    try:
+        Path(args.card).write_text(str(text), encoding="utf-8")
+    except OSError as error:
+        raise CardError(f"{args.card}: cannot be written ({error.strerror or error}).") from error
+    return str(args.card)
+
+
+def publish_tokens(args: argparse.Namespace) -> str:
+    """Address of the commit."""
+    return push_tokens(
+        args.tokens,
+        args.repo_id,
+        ROOT / "dataset_card.md",
+        license=args.license,
+        model=args.made_by,
+        private=args.private,
+        revision=args.revision,
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,10 +21,11 @@ LARGE = (".parquet", ".safetensors")  # stored by LFS, as on the Hub
 
 @dataclass
 class Repository:
-    """What a repository holds: branch -> path -> content; each commit of a branch has another name."""
+    """What a repository holds: branch -> path -> content; each commit of a branch has another name, and stays."""
 
     private: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def sha(self, branch: str) -> str:
         digest = hashlib.sha1()
@@ -36,7 +38,13 @@ class Repository:
         for branch, files in self.branches.items():
             if revision in (branch, self.sha(branch)):
                 return self.sha(branch), files
-        return None
+        return (revision, self.commits[revision]) if revision in self.commits else None
+
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        """Puts the files in the place of the branch's, all at once; returns the commit's name."""
+        self.branches[branch] = files
+        self.commits[self.sha(branch)] = dict(files)
+        return self.sha(branch)
 
 
 class HubServer:
@@ -45,12 +53,16 @@ class HubServer:
     Attributes:
         repositories: (`models` or `datasets`, name) -> repository.
         requests: Method and path of everything that was asked, in order.
+        faults: Name of a repository -> (pattern of requests, "drop" or "forbid"): while that repository is in use, the
+            connection of such a request is cut before the answer, or it is refused whoever asks.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.faults: dict[str, tuple[str, str]] = {}
+        self.in_use = ""
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -95,6 +107,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        creates = path.endswith("/create")
+        named = self.body.decode() if creates else path
+        before = "" if creates else self.hub.in_use  # uploads of files name no repository
+        self.hub.in_use = next((name for name in self.hub.faults if name.split("/")[1] in named), before)
+        pattern, kind = self.hub.faults.get(self.hub.in_use, ("nothing", ""))
+        if re.fullmatch(pattern, f"{self.command} {path}"):
+            if kind == "forbid":
+                return self.refuse(403, "You don't have the rights to do that.")
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
         for methods, pattern, name in self.routes:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods.split("|"):
@@ -185,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.find(kind, name, revision)
         if not found:
             return
-        files = found[2]
+        files = dict(found[2])
         for line in self.body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -195,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.blobs[value["oid"]]
             elif entry["key"] == "deletedFile":
                 del files[value["path"]]
-        oid = found[0].sha(revision)
+        oid = found[0].commit(revision, files)
         self.answer({"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid, "success": True})
 
     def info(self, kind: str, name: str, revision: str) -> None:

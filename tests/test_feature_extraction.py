@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
-from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor, _interpolate
+from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from modeling_pose_tokenizer.normalization_pose_tokenizer import interpolate
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import SKELETONS
 
 NUM_KEYPOINTS = 17
@@ -110,7 +111,7 @@ def test_interpolation_equals_its_naive_form(num_frames, num_times, step, seed):
     points, confidence = rng.normal(size=(num_frames, 3, 2)), rng.random((num_frames, 3))
     observed = rng.random((num_frames, 3)) < 0.6
     times = np.arange(num_times) * step
-    got = _interpolate(points, confidence, observed, times)
+    got = interpolate(points, confidence, observed, times)
     for row, time in enumerate(times):
         time = min(time, num_frames - 1)
         low = math.floor(time)

@@ -17,10 +17,10 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_pose_tokenizer"
-WORKSHOP = ("training", "scripts", "benchmarks", "metrics", "space", "tests")  # folders around the package, never imported
+WORKSHOP = ("training", "scripts", "benchmarks", "metrics", "space", "tests")  # never imported
 TRAVELLING = sorted(PACKAGE.glob("*_pose_tokenizer.py"))
 SHIPPED = sorted(PACKAGE.rglob("*.py"))
-WORKS = sorted(path for folder in ("scripts", "training", "benchmarks", "space") for path in (ROOT / folder).rglob("*.py"))
+WORKS = sorted(path for top in ("scripts", "training", "benchmarks", "space") for path in (ROOT / top).rglob("*.py"))
 COMMANDS = [path for path in WORKS if path.parent.name == "scripts" or '"__main__"' in path.read_text("utf-8")]
 PYTHON = SHIPPED + sorted(path for folder in WORKSHOP for path in (ROOT / folder).rglob("*.py"))
 TEXT = [*PYTHON, *(path for path in ROOT.iterdir() if path.is_file()), *(ROOT / "configuration").iterdir()]

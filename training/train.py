@@ -19,6 +19,9 @@ The output folder receives
 
 SIGTERM and Ctrl-C finish the step, save and end the run; the same command goes on. A mistake in the configuration or
 the data ends it before anything is written, with one sentence and exit code 1.
+
+`--hub.push true --hub.repo_id USER/NAME` publishes best/ at the end, `--hub.every N` every N steps too; a push that
+fails is said at the end, with the command that repeats it and exit code 1.
 """
 
 import math
@@ -36,7 +39,14 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Subset
 from transformers.utils import logging as transformers_logging
 
-from modeling_pose_tokenizer.checkpoints import Progress, StopSignal, WeightAverage, newest_state, save_state
+from modeling_pose_tokenizer.checkpoints import (
+    Progress,
+    StopSignal,
+    WeightAverage,
+    load_state,
+    newest_state,
+    save_state,
+)
 from modeling_pose_tokenizer.dataset import PoseDataset, collate
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError
@@ -53,11 +63,12 @@ from modeling_pose_tokenizer.preparation import (
     prepare_output,
 )
 from modeling_pose_tokenizer.presets import RunConfig, RunConfigError, load_run_config
+from modeling_pose_tokenizer.publishing import RunPublisher
 from modeling_pose_tokenizer.tracking import Meter, codebook_use, describe, log_reconstructions, start_trackers
 
 
-def train(run: RunConfig) -> None:
-    """One run, from reading the data to the last checkpoint."""
+def train(run: RunConfig) -> bool:
+    """One run, from reading the data to the last checkpoint; False if that could not be published."""
     options, output_dir = run.training, check_output(run)
     accelerator = make_accelerator(run, output_dir)
 
@@ -80,15 +91,16 @@ def train(run: RunConfig) -> None:
         model.initialize_from_data(islice(first_batches(run, train_set), options.init_batches))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
-    accelerator.register_for_checkpointing(average, progress)
+    states = {"average": average, "progress": progress}
     set_seed(options.seed, device_specific=True)  # another on every rank: they drop and revive other codes
 
     # Resume
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
+        load_state(accelerator, checkpoint, states)
     start_trackers(accelerator, run, progress.step)
     describe(accelerator, run, train_set, val_set, progress.step, max_steps)
     meter = Meter(accelerator, progress.step, max_steps)
+    publisher = RunPublisher(run.hub, output_dir / "best", meter)
 
     # Loop
     batches = endless_batches(accelerator, loader, train_set, progress)
@@ -111,9 +123,11 @@ def train(run: RunConfig) -> None:
                 with average.in_place(), meter.paused():
                     save(accelerator, model, feature_extractor, output_dir / "last")
                 with meter.paused():
-                    save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints)
+                    save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints, states)
+            publisher.follow(progress.step)
     meter.close()
     accelerator.end_training()
+    return progress.step < max_steps or publisher.finish()
 
 
 def first_batches(run: RunConfig, train_set: PoseDataset) -> Iterator[dict[str, Any]]:
@@ -206,12 +220,11 @@ def save(
 def main(args: list[str]) -> int:
     transformers_logging.disable_progress_bar()  # of every file that is saved
     try:
-        train(load_run_config(args))
+        return 0 if train(load_run_config(args)) else 1
     except (RunConfigError, PoseDataError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(error, file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

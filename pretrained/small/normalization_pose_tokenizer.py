@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/normalization_pose_tokenizer.py

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/saving_pose_tokenizer.py
