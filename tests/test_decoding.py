@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from corpora import FRAME_RATES, LENGTHS, extract, make_corpus, make_sequence, run_script
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_pose_tokenizer import decoding
@@ -103,8 +103,17 @@ def token_rows(draw, model):
 
 @given(st.data())
 def test_codes_in_are_codes_out(pretrained, data):
-    model, extractor = pretrained
-    rows = data.draw(token_rows(model))
+    check_shard(*pretrained, data.draw(token_rows(pretrained[0])))
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(st.data())
+def test_ten_thousand_shards(pretrained, data):
+    check_shard(*pretrained, data.draw(token_rows(pretrained[0])))
+
+
+def check_shard(model, extractor, rows):
     formatter = PoseCodeFormatter.from_config(model.config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-00000-of-00001.parquet")
