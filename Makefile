@@ -57,7 +57,7 @@ demo: $(VENV)/.installed-demo
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --quiet
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --quiet
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --quiet

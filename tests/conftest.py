@@ -62,6 +62,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# What starts commands and waits for them takes minutes; xdist, left to itself, begins with the files of most tests.
+LONGEST = ["test_readme.py", "test_training.py", "test_hub.py", "test_examples.py", "test_runtime.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no worker ends on it alone."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The longest files first, so that no worker ends on one alone."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

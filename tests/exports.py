@@ -39,6 +39,9 @@ def fitted_model(config: PoseTokenizerConfig, mean: list[list[float]]) -> PoseTo
     poses, mask = sample_poses(model, mean, [64] * 8, seed=7)
     model.initialize_from_data([{"input_values": poses, "padding_mask": mask}])
     with torch.no_grad():
+        if config.quantizer == "rvq":  # of so little data k-means makes equal codes, and either is as near
+            codes = model.quantizer.codebook[:, 1:]
+            codes += 0.02 * torch.randn_like(codes)
         for name, parameter in model.named_parameters():
             if not name.startswith("quantizer") and "linear_path" not in name:
                 parameter.add_(0.02 * torch.randn_like(parameter))
