@@ -46,7 +46,8 @@ def fill(place: Path, **options: Any) -> str:
 def test_a_model_card_says_what_was_measured(place: Path) -> None:
     card, metrics = fill(place), json.loads((place / "metrics.json").read_text("utf-8"))
     data = ModelCard(card).data
-    assert data.license == "cc-by-4.0" and data.library_name == "transformers" and data.model_name == "codec"
+    found = data.to_dict()
+    assert (found["license"], found["library_name"]) == ("cc-by-4.0", "transformers") and data.model_name == "codec"
     found = {entry.metric_name: entry for entry in data.eval_results or []}
     assert {entry.dataset_name for entry in found.values()} == {"held out"}
     rows = {"all": metrics["overall"], **metrics["parts"]}
