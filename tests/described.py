@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from corpora import extract, make_corpus
 
 from modeling_pose_tokenizer.evaluation import evaluate_folder
 from modeling_pose_tokenizer.hub import load_pretrained
@@ -37,3 +38,12 @@ def describe(place: Path, data: Path) -> None:
     run = load_run_config([*words, "--training.max_steps=7", f"--data.path={data}"])
     (place / "config.yaml").write_text(run.to_yaml(), "utf-8")
     write_description(place)
+
+
+def make_described_corpus(place: Path) -> Path:
+    """A folder with a model, what its card is filled from, and in `tokens` those of two splits."""
+    make_corpus(place)
+    describe(place, place / "data")
+    for split in ("train", "val"):
+        extract(place, place / "tokens", split=split)
+    return place

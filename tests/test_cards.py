@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from corpora import ROOT, extract, make_corpus, run_script
-from described import DESCRIPTION, describe, write_description
+from corpora import ROOT, run_script
+from described import DESCRIPTION, make_described_corpus, write_description
 from huggingface_hub import ModelCard
 
 from modeling_pose_tokenizer import cards
@@ -23,11 +23,7 @@ TEMPLATES = ROOT / "model_card.md", ROOT / "CITATION.cff"
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, what its card is filled from, and tokens of two splits."""
-    place = make_corpus(tmp_path_factory.mktemp("cards"))
-    describe(place, place / "data")
-    for split in ("train", "val"):
-        extract(place, place / "tokens", split=split)
-    return place
+    return make_described_corpus(tmp_path_factory.mktemp("cards"))
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from corpora import ROOT, extract, make_corpus, make_model, run_script
-from described import describe
+from corpora import ROOT, extract, make_model, run_script
+from described import make_described_corpus
 from hub_server import TOKEN, HubServer, Repository
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -168,10 +168,7 @@ def publish(hub: HubServer, home: Path, *commands: list) -> list[list]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, and in `tokens` those of two splits, in `partly` an incomplete split."""
-    place = make_corpus(tmp_path_factory.mktemp("publishing"))
-    describe(place, place / "data")
-    for split in ("train", "val"):
-        extract(place, place / "tokens", split=split)
+    place = make_described_corpus(tmp_path_factory.mktemp("publishing"))
     extract(place, place / "partly")
     (place / "partly" / "train-00001-of-00004.parquet").unlink()
     return place
