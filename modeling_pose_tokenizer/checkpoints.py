@@ -27,12 +27,15 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Progress:
-    """Where the run stands: optimizer steps done, place in the data, and the best validation so far."""
+    """Where the run stands: optimizer steps done, place in the data, the best validation so far, and how many steps
+    were skipped because their loss was no number."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     best: float = math.inf
+    skipped: int = 0
+    skipped_in_row: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

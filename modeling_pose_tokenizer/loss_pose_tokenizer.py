@@ -107,7 +107,9 @@ class PoseTokenizerLoss(nn.Module):
     def loss_confidence(self, inputs: LossInputs) -> torch.Tensor:
         """Binary cross entropy of the confidence on real frames; it tells the decoder's reader what is missing."""
         target = inputs.target[..., -1].nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-        entropy = F.binary_cross_entropy(inputs.prediction[..., -1], target, reduction="none")
+        # What is no number would end the program here (on a GPU without a word); the other terms pass it on.
+        confidence = inputs.prediction[..., -1].nan_to_num(0.5)
+        entropy = F.binary_cross_entropy(confidence, target, reduction="none")
         return masked_mean(entropy, inputs.frames[..., None])
 
     def loss_commitment(self, inputs: LossInputs) -> torch.Tensor:

@@ -171,6 +171,7 @@ class RunConfig:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     hub: HubOptions = field(default_factory=HubOptions)
+    dry_run: bool = False  # no key of a preset: a run is not rehearsed twice
 
     def model_config(self) -> PoseTokenizerConfig:
         """The model's configuration; an impossible one is a `RunConfigError`."""
@@ -182,7 +183,8 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """{section: {key: plain value}}."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        sections = {name: value for name, value in dataclasses.asdict(self).items() if name != "dry_run"}
+        return json.loads(json.dumps(sections))
 
     def to_yaml(self) -> str:
         """The whole run as a preset: `--config` of this text repeats it."""
@@ -193,7 +195,7 @@ def load_run_config(args: Sequence[str]) -> RunConfig:
     """Reads a run from command-line arguments.
 
     Args:
-        args: `--config FILE` (repeatable) and dotted options, as in `sys.argv[1:]`.
+        args: `--config FILE` (repeatable), `--dry-run` and dotted options, as in `sys.argv[1:]`.
 
     Returns:
         The run. `--help` prints the manual and ends the program.
@@ -203,6 +205,7 @@ def load_run_config(args: Sequence[str]) -> RunConfig:
     """
     files_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files_parser.add_argument("--config", action="append", default=[])
+    files_parser.add_argument("--dry-run", action="store_true")
     files, options = files_parser.parse_known_args(args)
     presets = [*([DEFAULT_PRESET] if DEFAULT_PRESET.is_file() else []), *map(Path, files.config)]
     texts: dict[str, str] = {}
@@ -220,6 +223,7 @@ def load_run_config(args: Sequence[str]) -> RunConfig:
             name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
             for name, section in SECTIONS.items()
         },
+        dry_run=files.dry_run,
     )
     _check_ranges(run, origins)
     return run
@@ -308,6 +312,7 @@ def _build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
         exit_on_error=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML preset over default.yaml; repeated: later ones win")
+    parser.add_argument("--dry-run", action="store_true", help="try a few steps, write nothing, say what a run costs")
     types = {f"model.{name}": hint for name, hint in model_types().items()}
     defaults = {entry.name: entry.default for entry in dataclasses.fields(PoseTokenizerConfig)}
     group = parser.add_argument_group("model: the keys of PoseTokenizerConfig, which explains them")

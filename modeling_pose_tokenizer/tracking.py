@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from .checkpoints import whole
 from .dataset import PoseDataset
 from .presets import RunConfig, RunConfigError
 from .skeleton_pose_tokenizer import Skeleton
+from .watching import memory_in_use
 
 # Steps after which the length of a run can be foretold: the first ones allocate and compile.
 _STEPS_BEFORE_ESTIMATE = 20
@@ -116,14 +118,19 @@ def log_reconstructions(
             tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step, **layout)
 
 
-def codebook_use(usage: torch.Tensor) -> torch.Tensor:
-    """The share of codes that, all used alike, would be as varied as these: perplexity / K, mean over codebooks.
+def describe_codes(usage: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How varied the codes are, means over codebooks: the bits that a token carries, the entropy of its codes, and
+    the share of codes that, all used alike, would be as varied: perplexity / K.
 
     Args:
-        usage: (Q, K) counts.
+        usage: (Q, K) running counts.
     """
     share = usage / usage.sum(-1, keepdim=True).clamp(min=1e-9)
-    return (-torch.special.xlogy(share, share).sum(-1)).exp().mean() / usage.shape[-1]
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    return {
+        "train/token_entropy": entropy.mean() / math.log(2),
+        "train/codebook_use": entropy.exp().mean() / usage.shape[-1],
+    }
 
 
 def describe(
@@ -159,6 +166,7 @@ class Meter:
         self.first, self.max_steps = step, max_steps
         self.frames: torch.Tensor | int = 0
         self.start = self.since = time.perf_counter()
+        self.waited = 0.0
         self.estimated = False
 
     def count(self, frames: torch.Tensor) -> None:
@@ -166,18 +174,22 @@ class Meter:
         self.frames = self.frames + frames
 
     def log(self, values: Mapping[str, torch.Tensor], step: int) -> None:
-        """Sends the means of the values over ranks, and the frames/s of all ranks, to the trackers and the bar."""
-        numbers = [self.frames, *map(whole, values.values())]
+        """Sends the means of the values over ranks, the frames/s of all ranks, the share of the time in which they
+        waited for data, and their memory to the trackers, and the essence to the bar."""
+        memory = memory_in_use(self.accelerator.device)
+        numbers = [self.frames, self.waited, memory, *map(whole, values.values())]
         packed = torch.stack([torch.as_tensor(number, device=self.accelerator.device).float() for number in numbers])
-        frames, *means = self.accelerator.reduce(packed.detach(), "mean").tolist()
+        frames, waited, memory, *means = self.accelerator.reduce(packed.detach(), "mean").tolist()
         now = time.perf_counter()
         result = dict(zip(values, means, strict=True))
         result["train/frames_per_second"] = frames * self.accelerator.num_processes / (now - self.since)
-        self.frames, self.since = 0, now
+        result["train/data_wait"] = waited / (now - self.since)
+        result["train/memory_gib"] = memory
+        self.frames, self.since, self.waited = 0, now, 0.0
         self.accelerator.log(result, step=step)
         self.bar.set_postfix_str(
             f"loss {result['train/loss']:.4f}, {result['train/frames_per_second']:,.0f} frames/s, "
-            f"codebook use {result['train/codebook_use']:.0%}",
+            f"codebook use {result['train/codebook_use']:.0%}, waiting for data {result['train/data_wait']:.0%}",
             refresh=False,
         )
         self.bar.update(step - self.bar.n)
@@ -200,6 +212,13 @@ class Meter:
         self.say(f"step {step}: error in shoulder widths: {essence}")
 
     @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """What takes time inside does not count towards the speed."""
         start = time.perf_counter()
@@ -211,9 +230,12 @@ class Meter:
         if self.accelerator.is_main_process:
             self.bar.write(text)
 
-    def close(self) -> None:
-        """Ends the bar and says how the run ended."""
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Ends the bar and says how the run ended, unless an error does."""
         step = self.bar.n if self.accelerator.is_main_process else 0
         self.bar.close()
-        if step < self.max_steps:
+        if step < self.max_steps and kind is None:
             self.say(f"Stopped after step {step:,} of {self.max_steps:,}; the same command goes on from there.")

@@ -16,7 +16,6 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -25,48 +24,10 @@ from modeling_pose_tokenizer import PoseTokenizerStream, tracking
 from modeling_pose_tokenizer.checkpoints import WeightAverage
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config
-from modeling_pose_tokenizer.tracking import codebook_use
+from modeling_pose_tokenizer.tracking import describe_codes
+from runs import MEASURED, ROOT, TRAIN, arguments, has_reached, read_log, run_script, write_sequences
 
-ROOT = Path(__file__).parents[1]
-TRAIN = ROOT / "training" / "train.py"
 BIN = Path(sys.executable).parent
-N = 17
-# The smallest codec there is, on one thread: sums of floats must not depend on how the machine is shared.
-TINY = {
-    "model.skeleton": "coco_17",
-    "model.num_quantizers": 2,
-    "model.hidden_size": 8,
-    "model.joint_hidden_size": 4,
-    "model.num_part_layers": 1,
-    "model.codebook_size": 8,
-    "model.codebook_dim": 4,
-    "data.sequence_length": 8,
-    "data.num_workers": 0,
-    "training.use_amp": False,
-    "training.num_threads": 1,
-    "training.max_steps": 12,
-    "training.batch_size": 3,
-    "training.init_batches": 2,
-    "training.log_every": 1,
-    "training.eval_every": 4,
-    "training.save_every": 3,
-    "tracking.pictures": 0,
-}
-
-
-def write_sequences(folder: Path, count: int, seed: int, num_keypoints: int = N) -> None:
-    """Points that swing about fixed places, in pixels; some are missing, the shoulders never."""
-    generator = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    places = np.random.default_rng(0).uniform(-1, 1, (num_keypoints, 2))
-    for number in range(count):
-        frames = np.arange(generator.integers(6, 30))[:, None, None]
-        speed, phase = generator.uniform(0.1, 0.5, (num_keypoints, 1)), generator.uniform(0, 6, (num_keypoints, 2))
-        points = places + 0.3 * np.sin(frames * speed + phase)  # (T, N, 2)
-        confidence = (generator.random((*points.shape[:2], 1)) > 0.05).astype(float)
-        points[:, 5:7], confidence[:, 5:7] = [[-0.5, 0], [0.5, 0]], 1
-        poses = np.concatenate([100 * points + 300, confidence], -1).astype(np.float32)
-        np.savez(folder / f"{number:03}.npz", poses=poses, fps=25.0)
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +37,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sequences(folder / "val", 5, seed=2)
     (folder / "train" / "broken.npz").write_bytes(b"not an npz")
     return folder
-
-
-def arguments(data: Path, output: Path, **changes: object) -> list[str]:
-    """Command line of a tiny run; `training__max_steps=3` changes a key."""
-    values = TINY | {"data.path": data, "training.output_dir": output, "data.max_rejected": 0.1}
-    values |= {key.replace("__", "."): value for key, value in changes.items()}
-    return [
-        f"--{key}={value if isinstance(value, str | Path) else json.dumps(value)}" for key, value in values.items()
-    ]
-
-
-def run_script(args: list[str]) -> int:
-    """`main` of the script, in this process, which keeps no accelerator of it."""
-    try:
-        return runpy.run_path(str(TRAIN))["main"](args)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
 
 
 def launch(*command: object, **environment: str) -> subprocess.Popen[str]:
@@ -116,16 +59,6 @@ def finish(process: subprocess.Popen[str]) -> str:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output
-
-
-def read_log(output: Path, without: str = "per_second") -> list[dict[str, float]]:
-    lines = (output / "log.jsonl").read_text("utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if without not in key} for line in lines]
-
-
-def has_reached(output: Path, step: int) -> bool:
-    log = output / "log.jsonl"
-    return log.exists() and f'"step": {step},' in log.read_text("utf-8")
 
 
 def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -161,11 +94,13 @@ def test_a_run_leaves_what_its_manual_says(data: Path, finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "best", "last", "checkpoints", "pictures", "config.yaml", "log.jsonl", "rejected.jsonl",
     }  # fmt: skip
-    log = read_log(finished, without="nothing")
+    log = read_log(finished, without=())
     steps = [line for line in log if "train/loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 13))
     assert all(np.isfinite(list(line.values())).all() for line in log)
-    assert {"train/grad_norm", "train/learning_rate", "train/codebook_use", "train/frames_per_second"} <= set(steps[0])
+    tracked = {"grad_norm", "learning_rate", "codebook_use", "token_entropy", "skipped_steps", "loss"}
+    assert {f"train/{name}" for name in tracked} | MEASURED <= set(steps[0])
+    assert all(0 <= line["train/data_wait"] <= 1 and line["train/memory_gib"] > 0.1 for line in steps)
     validations = [line["val/mpjpe"] for line in log if "val/mpjpe" in line]
     assert len(validations) == 3 and validations[-1] < validations[0]
     assert len(list((finished / "pictures").glob("reconstruction-0-*.png"))) == 3
@@ -356,9 +291,11 @@ def test_averaged_weights_follow_the_formula(decay: float, steps: int, seed: int
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=1, max_size=4))
 def test_codebook_use_is_the_share_of_equally_used_codes(counts: list[list[int]]) -> None:
-    expected = []
+    use, entropy = [], []
     for row in counts:
         shares = [count / sum(row) for count in row if count]
-        expected.append(math.exp(-sum(share * math.log(share) for share in shares)) / len(row))
-    measured = codebook_use(torch.tensor(counts, dtype=torch.float64))
-    assert measured.item() == pytest.approx(sum(expected) / len(expected))
+        entropy.append(-sum(share * math.log2(share) for share in shares))
+        use.append(2 ** entropy[-1] / len(row))
+    measured = describe_codes(torch.tensor(counts, dtype=torch.float64))
+    assert measured["train/codebook_use"].item() == pytest.approx(sum(use) / len(use))
+    assert measured["train/token_entropy"].item() == pytest.approx(sum(entropy) / len(entropy))

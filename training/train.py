@@ -17,6 +17,10 @@ The output folder receives
     config.yaml     the whole configuration; `--config` of it repeats the run
     rejected.jsonl  files that could not be used, and why
 
+`--dry-run` writes nothing: it checks configuration and data, tries a few steps and a validation, and says what the
+whole run will cost. Nothing goes wrong in silence: a step whose loss or gradient is no finite number is skipped and
+counted (`train/skipped_steps`), ten in a row end the run and name the sequences; a codebook that collapses is named.
+
 SIGTERM and Ctrl-C finish the step, save and end the run; the same command goes on. A mistake in the configuration or
 the data ends it before anything is written, with one sentence and exit code 1.
 
@@ -27,7 +31,9 @@ fails is said at the end, with the command that repeats it and exit code 1.
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -64,70 +70,105 @@ from modeling_pose_tokenizer.preparation import (
 )
 from modeling_pose_tokenizer.presets import RunConfig, RunConfigError, load_run_config
 from modeling_pose_tokenizer.publishing import RunPublisher
-from modeling_pose_tokenizer.tracking import Meter, codebook_use, describe, log_reconstructions, start_trackers
+from modeling_pose_tokenizer.tracking import Meter, describe, describe_codes, log_reconstructions, start_trackers
+from modeling_pose_tokenizer.watching import TrainingError, TrainingWatch, describe_cost
+
+
+@dataclass
+class Parts:
+    """What a run is made of, as accelerate wrapped it."""
+
+    accelerator: Accelerator
+    output_dir: Path
+    feature_extractor: PoseFeatureExtractor
+    train_set: PoseDataset
+    val_set: PoseDataset
+    loader: DataLoader
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    max_steps: int
+    checkpoint: Path | None
+
+    @property
+    def core(self) -> PoseTokenizerModel:
+        """The model itself."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
 def train(run: RunConfig) -> bool:
     """One run, from reading the data to the last checkpoint; False if that could not be published."""
+    options, parts = run.training, prepare(run)
+    accelerator, output_dir, max_steps = parts.accelerator, parts.output_dir, parts.max_steps
+    average, progress = WeightAverage(parts.model.parameters(), options.weights_ema_decay), Progress()
+    states = {"average": average, "progress": progress}
+    set_seed(options.seed, device_specific=True)  # another on every rank: they drop and revive other codes
+
+    # Resume
+    if parts.checkpoint is not None:
+        load_state(accelerator, parts.checkpoint, states)
+    describe(accelerator, run, parts.train_set, parts.val_set, progress.step, max_steps)
+    meter = Meter(accelerator, progress.step, max_steps)
+    watch = TrainingWatch(accelerator, progress, parts.train_set.folder, run.model_config())
+    batches = endless_batches(parts, progress)
+    if run.dry_run:
+        rehearse(run, parts, batches, meter, watch)
+        return True
+    start_trackers(accelerator, run, progress.step)
+    publisher = RunPublisher(run.hub, output_dir / "best", meter)
+
+    # Loop
+    last = progress.step >= max_steps
+    with meter, StopSignal(accelerator, options.log_every) as stop:
+        while not last:
+            values = train_step(run, parts, batches, meter, watch)
+            average.update()
+            progress.step += 1
+            last = stop.asked(progress.step) or progress.step == max_steps
+            if progress.step % options.log_every == 0 or last:
+                meter.log(values | describe_codes(parts.core.quantizer.codebook_usage()), progress.step)
+                for sentence in watch.find_collapsed():
+                    meter.say(sentence)
+            if progress.step % options.eval_every == 0 or progress.step == max_steps:
+                with average.in_place(), meter.paused():
+                    error = validate(run, parts, meter, progress.step)
+                    if error < progress.best:
+                        progress.best = error
+                        save(parts, output_dir / "best")
+            if progress.step % options.save_every == 0 or last:
+                with average.in_place(), meter.paused():
+                    save(parts, output_dir / "last")
+                with meter.paused():
+                    save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints, states)
+            publisher.follow(progress.step)
+    accelerator.end_training()
+    return progress.step < max_steps or publisher.finish()
+
+
+def prepare(run: RunConfig) -> Parts:
+    """Reads the data and builds everything; a model that goes on from no checkpoint is fitted to the first batches."""
     options, output_dir = run.training, check_output(run)
     accelerator = make_accelerator(run, output_dir)
-
-    # Prepare
     set_seed(options.seed)  # the same on every rank: they build the same model
     feature_extractor, train_set, val_set = load_data(run)
     model = PoseTokenizerModel(run.model_config()).to(accelerator.device)
-    quantizer = model.quantizer
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = make_optimizer(run, model)
     loader = accelerator.prepare(make_loader(run, train_set, accelerator.num_processes))
     max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
     scheduler = make_scheduler(run, optimizer, max_steps)
-    prepare_output(run, accelerator, output_dir, train_set)
-
-    # Initialise
+    if not run.dry_run:
+        prepare_output(run, accelerator, output_dir, train_set)
     checkpoint = newest_state(accelerator, output_dir / "checkpoints")
     if checkpoint is None:
-        model.initialize_from_data(islice(first_batches(run, train_set), options.init_batches))
+        num_batches = min(options.init_batches, 8) if run.dry_run else options.init_batches
+        model.initialize_from_data(islice(first_batches(run, train_set), num_batches))
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    average, progress = WeightAverage(model.parameters(), options.weights_ema_decay), Progress()
-    states = {"average": average, "progress": progress}
-    set_seed(options.seed, device_specific=True)  # another on every rank: they drop and revive other codes
-
-    # Resume
-    if checkpoint is not None:
-        load_state(accelerator, checkpoint, states)
-    start_trackers(accelerator, run, progress.step)
-    describe(accelerator, run, train_set, val_set, progress.step, max_steps)
-    meter = Meter(accelerator, progress.step, max_steps)
-    publisher = RunPublisher(run.hub, output_dir / "best", meter)
-
-    # Loop
-    batches = endless_batches(accelerator, loader, train_set, progress)
-    last = progress.step >= max_steps
-    with StopSignal(accelerator, options.log_every) as stop:
-        while not last:
-            values = train_step(run, accelerator, model, optimizer, scheduler, batches, meter)
-            average.update()
-            progress.step += 1
-            last = stop.asked(progress.step) or progress.step == max_steps
-            if progress.step % options.log_every == 0 or last:
-                meter.log(values | {"train/codebook_use": codebook_use(quantizer.codebook_usage())}, progress.step)
-            if progress.step % options.eval_every == 0 or progress.step == max_steps:
-                with average.in_place(), meter.paused():
-                    error = validate(run, accelerator, model, val_set, meter, progress.step)
-                    if error < progress.best:
-                        progress.best = error
-                        save(accelerator, model, feature_extractor, output_dir / "best")
-            if progress.step % options.save_every == 0 or last:
-                with average.in_place(), meter.paused():
-                    save(accelerator, model, feature_extractor, output_dir / "last")
-                with meter.paused():
-                    save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints, states)
-            publisher.follow(progress.step)
-    meter.close()
-    accelerator.end_training()
-    return progress.step < max_steps or publisher.finish()
+    return Parts(
+        accelerator, output_dir, feature_extractor, train_set, val_set,
+        loader, model, optimizer, scheduler, max_steps, checkpoint,
+    )  # fmt: skip
 
 
 def first_batches(run: RunConfig, train_set: PoseDataset) -> Iterator[dict[str, Any]]:
@@ -138,51 +179,50 @@ def first_batches(run: RunConfig, train_set: PoseDataset) -> Iterator[dict[str, 
         yield from loader
 
 
-def endless_batches(
-    accelerator: Accelerator, loader: DataLoader, train_set: PoseDataset, progress: Progress
-) -> Iterator[dict[str, Any]]:
+def endless_batches(parts: Parts, progress: Progress) -> Iterator[dict[str, Any]]:
     """Batches of this epoch from where `progress` stands, then of the next, and so on."""
+    loader, skip = parts.loader, parts.accelerator.skip_first_batches
     while True:
-        train_set.set_epoch(progress.epoch)
+        parts.train_set.set_epoch(progress.epoch)
         loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's own kind of loader
-        for batch in accelerator.skip_first_batches(loader, progress.batch) if progress.batch else loader:
+        for batch in skip(loader, progress.batch) if progress.batch else loader:
             progress.batch += 1
             yield batch
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
 def train_step(
-    run: RunConfig,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    batches: Iterator[dict[str, Any]],
-    meter: Meter,
+    run: RunConfig, parts: Parts, batches: Iterator[dict[str, Any]], meter: Meter, watch: TrainingWatch
 ) -> dict[str, torch.Tensor]:
     """One step of the optimizer; returns what the log shows of it."""
-    values = {"train/learning_rate": torch.tensor(scheduler.get_last_lr()[0])}
+    accelerator, model = parts.accelerator, parts.model
+    values = {"train/learning_rate": torch.tensor(parts.scheduler.get_last_lr()[0])}
     for _ in range(run.training.gradient_accumulation_steps):
-        batch = next(batches)
+        with meter.waiting():
+            batch = next(batches)
         with accelerator.accumulate(model):
             output = model(batch["input_values"], batch["padding_mask"])
             accelerator.backward(output.loss)
-            if accelerator.sync_gradients and run.training.max_grad_norm > 0:
-                values["train/grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), run.training.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+            watch.see(batch, output.loss, output.pose_codes)
+            if accelerator.sync_gradients:
+                limit = run.training.max_grad_norm or math.inf
+                values["train/grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), limit)
+                if (
+                    watch.passes(values["train/grad_norm"]) or accelerator.scaler
+                ):  # fp16's scaler passes over by itself
+                    parts.optimizer.step()
+                    if not accelerator.optimizer_step_was_skipped:
+                        parts.scheduler.step()
+            parts.optimizer.zero_grad()
         meter.count(batch["padding_mask"].sum())
-    if not accelerator.optimizer_step_was_skipped:  # fp16 skips the steps that overflow
-        scheduler.step()
+    values["train/skipped_steps"] = torch.tensor(watch.progress.skipped)
     return values | {"train/loss": output.loss} | {f"train/{name}": term for name, term in output.losses.items()}
 
 
 @torch.no_grad()
-def validate(
-    run: RunConfig, accelerator: Accelerator, model: torch.nn.Module, val_set: PoseDataset, meter: Meter, step: int
-) -> float:
+def validate(run: RunConfig, parts: Parts, meter: Meter, step: int) -> float:
     """Logs metrics and pictures of the validation set; returns the mean keypoint error in shoulder widths."""
-    core: PoseTokenizerModel = accelerator.unwrap_model(model, keep_torch_compile=False).eval()
+    accelerator, val_set, core = parts.accelerator, parts.val_set, parts.core.eval()
     rank, ranks, size = accelerator.process_index, accelerator.num_processes, run.training.batch_size
     windows = torch.linspace(0, len(val_set) - 1, min(run.data.val_windows or len(val_set), len(val_set))).long()
     # Every rank runs as many windows, as sharded models need; those over the end are masked and count for nothing.
@@ -206,22 +246,36 @@ def validate(
     return math.inf if error is None else error
 
 
-def save(
-    accelerator: Accelerator, model: torch.nn.Module, feature_extractor: PoseFeatureExtractor, folder: Path
-) -> None:
+def save(parts: Parts, folder: Path) -> None:
     """A folder that `from_pretrained` loads as it is."""
-    core = accelerator.unwrap_model(model, keep_torch_compile=False)
-    weights = accelerator.get_state_dict(core)  # gathers what is sharded
-    if accelerator.is_main_process:
-        save_checkpoint(core, feature_extractor, folder, weights)
-    accelerator.wait_for_everyone()
+    weights = parts.accelerator.get_state_dict(parts.core)  # gathers what is sharded
+    if parts.accelerator.is_main_process:
+        save_checkpoint(parts.core, parts.feature_extractor, folder, weights)
+    parts.accelerator.wait_for_everyone()
+
+
+def rehearse(
+    run: RunConfig, parts: Parts, batches: Iterator[dict[str, Any]], meter: Meter, watch: TrainingWatch
+) -> None:
+    """A few steps and a validation, of which nothing is kept, and what the whole run will cost."""
+    train_step(run, parts, batches, meter, watch)  # allocates, compiles
+    start = time.perf_counter()
+    for _ in range(3):
+        train_step(run, parts, batches, meter, watch)
+    seconds = (time.perf_counter() - start) / 3
+    validate(run, parts, meter, meter.first)
+    steps = parts.max_steps - meter.first
+    meter.say(
+        describe_cost(parts.accelerator, parts.core, parts.output_dir, steps, seconds, run.training.max_checkpoints)
+    )
+    meter.bar.close()
 
 
 def main(args: list[str]) -> int:
     transformers_logging.disable_progress_bar()  # of every file that is saved
     try:
         return 0 if train(load_run_config(args)) else 1
-    except (RunConfigError, PoseDataError) as error:
+    except (RunConfigError, PoseDataError, TrainingError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(error, file=sys.stderr)
         return 1
