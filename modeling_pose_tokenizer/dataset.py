@@ -8,9 +8,12 @@ import inspect
 import json
 import math
 import os
+import shutil
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets.distributed import split_dataset_by_node
 
 from .augmentation import PoseAugmentation
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
@@ -27,7 +29,6 @@ from .formats import (
     PoseDataError,
     PoseFileError,
     PoseSequence,
-    check_npz,
     check_rejected,
     make_sequence,
     nearest_frames,
@@ -36,7 +37,7 @@ from .formats import (
 )
 
 # Part of the key of every cache: raise it when the rows below change their meaning.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # What a row of the cache holds. Arrays are bytes, because `datasets` copies bytes into Arrow at the speed of the disk
 # and lists of numbers thirty times slower, and because they are read back without a copy. A file that was left out is
 # a row with a reason and nothing else, so that it is not read again either.
@@ -47,14 +48,19 @@ _FEATURES = datasets.Features(
         "reason": datasets.Value("string"),
         "poses": datasets.Value("large_binary"),  # (T, N, D) float32
         "mask": datasets.Value("large_binary"),  # (T,) int64
+        "checksum": datasets.Value("int64"),  # of poses and mask
         "center": datasets.List(datasets.Value("float32")),  # (D - 1,)
         "scale": datasets.Value("float32"),
         "fps": datasets.Value("float32"),
         "num_frames": datasets.Value("int64"),
     }
 )
+# What has a frame for each of the sequence, and is padded to the longest of the batch.
+_PADDED = ("input_values", "padding_mask")
 # Sequences that are collected in memory before they are written to the cache.
 _ROWS_PER_WRITE = 100
+# Rows whose checksums are looked at when a cache is opened: to read all would take as long as to build it.
+_CHECKED_ROWS = 64
 # Files that the statistics of the feature extractor are measured on, at most; spread evenly over the split.
 _MAX_FIT_FILES = 10_000
 
@@ -139,8 +145,7 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
             step = math.ceil(len(self.files) / _MAX_FIT_FILES)
             sequences = self.read_sequences(self.files[::step])
             feature_extractor.fit((sequence.poses, sequence.mask) for sequence in sequences)
-        self._cache = self._build_cache(cache_dir, num_proc)
-        self._open_cache()
+        self._load_cache(cache_dir, num_proc)
         if self.rejected and strict:
             raise PoseDataError("{path}: {reason}.".format(**self.rejected[0]))
         check_rejected(self.folder, self.rejected, len(self.files), max_rejected)
@@ -202,25 +207,53 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     # ---- the cache --------------------------------------------------------------------------------------------------
 
-    def _build_cache(self, cache_dir: FilePath | None, num_proc: int | None) -> datasets.Dataset:
-        """Writes the cache, or finds it written. `datasets` locks it and renames it into place when complete."""
+    def _load_cache(self, cache_dir: FilePath | None, num_proc: int | None) -> None:
+        """Opens the cache. It is built if there is none, and built again if what is there turns out damaged."""
+        root, key = Path(cache_dir or datasets.config.HF_DATASETS_CACHE), self._cache_key()
+        found = [path.parent for path in root.glob(f"generator/*{key}/[0-9]*/dataset_info.json")]
         try:
-            return datasets.Dataset.from_generator(
-                _cache_rows,
-                features=_FEATURES,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-                gen_kwargs={"files": [os.fspath(file) for file in self.files], "dataset": self},
-                num_proc=None if self.strict else num_proc,
-                fingerprint=self._cache_key(),
-                writer_batch_size=_ROWS_PER_WRITE,
-            )
+            try:
+                self._build_cache(root, key, num_proc)
+            except Exception as error:  # broken bytes surface as many types
+                if not found or isinstance(error, PoseDataError):
+                    raise
+                reason = " ".join(str(error).split()).rstrip(".")
+                warnings.warn(f"The cache {found[0]} is damaged ({reason}); it is built again.", stacklevel=4)
+                _remove(found[0])
+                self._build_cache(root, key, num_proc)
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, PoseFileError):
                 raise PoseDataError(f"{error.__cause__}.") from None
             raise
         except OSError as error:
-            place = datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir
-            raise PoseDataError(f"The cache in {place} cannot be written ({error.strerror or error}).") from None
+            raise PoseDataError(f"The cache in {root} cannot be written ({error.strerror or error}).") from None
+
+    def _build_cache(self, root: Path, key: str, num_proc: int | None) -> None:
+        """Writes the cache, or finds it written. `datasets` locks it and renames it into place when complete."""
+        self._cache = datasets.Dataset.from_generator(
+            _cache_rows,
+            features=_FEATURES,
+            cache_dir=os.fspath(root),
+            gen_kwargs={"files": [os.fspath(file) for file in self.files], "dataset": self},
+            num_proc=None if self.strict else num_proc,
+            fingerprint=key,
+            writer_batch_size=_ROWS_PER_WRITE,
+        )
+        self._open_cache()
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        """Raises `ValueError` when the cache is not as it was written, as far as a look at some rows can tell."""
+        written = sum(split.num_examples for split in self._cache.info.splits.values())
+        if len(self._cache) != written:
+            raise ValueError(f"holds {len(self._cache)} rows, expected {written}")
+        if (self._poses.lengths != self.lengths).any():
+            raise ValueError("poses and masks differ in length")
+        rows = np.unique(np.linspace(0, len(self.ids) - 1, min(len(self.ids), _CHECKED_ROWS)).astype(np.int64))
+        whole = rows, np.zeros_like(rows), self.lengths[rows]
+        for row, poses, mask in zip(rows, self._poses.read(*whole), self._mask.read(*whole), strict=True):
+            if _checksum(poses, mask) != self._checksums[row]:
+                raise ValueError(f"the checksum of {self.ids[row]} is another")
 
     def _rows_of(self, file: str) -> Iterator[dict[str, Any]]:
         """The rows of the cache that a file gives."""
@@ -236,8 +269,8 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for sequence in sequences:
             features = normalise(self.feature_extractor, sequence)
             row = features | {"id": sequence.id, "path": name, "reason": None}
-            row["poses"] = row.pop("input_values").tobytes()
-            row["mask"] = row.pop("padding_mask").tobytes()
+            poses, mask = row.pop("input_values"), row.pop("padding_mask")
+            row |= {"poses": poses.tobytes(), "mask": mask.tobytes(), "checksum": _checksum(poses, mask)}
             yield row
 
     def _cache_key(self) -> str:
@@ -260,6 +293,7 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def _open_cache(self) -> None:
         """Loads the small columns, and prepares the large ones for reading without a copy."""
         table = self._cache.data.table
+        table.validate(full=True)  # of the poses the offsets; wrong ones would end the process
         reasons = table["reason"].to_pylist()
         used = np.flatnonzero([reason is None for reason in reasons])
         self.rejected = [
@@ -273,9 +307,11 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.num_frames = small["num_frames"].to_numpy()
         self._center = np.array(small["center"].to_pylist(), dtype=np.float32)  # (sequences, D - 1)
         self._scale = small["scale"].to_numpy()
-        self._poses = _BytesColumn(table["poses"], used)
-        self._mask = _BytesColumn(table["mask"], used)
-        self.lengths = self._mask.sizes // np.dtype(np.int64).itemsize
+        self._checksums = small["checksum"].to_numpy()
+        shape = (self.feature_extractor.num_keypoints, self.feature_extractor.keypoint_dim)
+        self._poses = _BytesColumn(table["poses"], used, np.float32, shape)
+        self._mask = _BytesColumn(table["mask"], used, np.int64)
+        self.lengths = self._mask.lengths
         twice, count = Counter(self.ids).most_common(1)[0] if self.ids else ("", 0)
         if count > 1:
             raise PoseDataError(f"{self.folder} holds two sequences named {twice}, expected unique names.")
@@ -307,6 +343,11 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """Draws other windows and augmentations for this epoch, in running workers too."""
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that was set last, 0 before."""
+        return int(self._epoch)
+
     def _window_starts(self, epoch: int, span: int) -> np.ndarray:
         """First frame of each window, drawn for all at once since a generator per window would take longer to make
         than the window to read."""
@@ -328,29 +369,11 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
             `input_values` (T, N, D) float32, `padding_mask` (T,) int64 (1 = real, valid frame), `id`, and for
             `postprocess` `center` (D - 1,), `scale`, `fps` and `num_frames` of the sequence.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index is {index}, but the dataset has {len(self)} items.")
-        index = int(index) % len(self)
-        row = self._window_row[index]
-        start, frames = 0, int(self.lengths[row])
-        epoch = int(self._epoch)
-        if self.sequence_length is not None:
-            # A sequence that augmentation makes faster needs more frames than it gives.
-            span = math.ceil(self.sequence_length * (self.augmentation.max_speed if self.augmentation else 1.0))
-            if self.random_windows:
-                start = int(self._window_starts(epoch, span)[index])
-            else:
-                start = int(self._window_part[index]) * self.sequence_length
-            frames = min(span, frames - start)
-        shape = (self.feature_extractor.num_keypoints, self.feature_extractor.keypoint_dim)
-        values = self._poses.read(row, np.float32, start, frames, shape)
-        mask = self._mask.read(row, np.int64, start, frames)
-        if self.augmentation is not None:
-            values, mask = self.augmentation(values, mask, np.random.default_rng((self.seed, epoch, index)))
+        ((values, mask),), (row,) = self._windows([index])
         length = self.sequence_length or len(values)
         return {
-            "input_values": _fit_length(values, length),
-            "padding_mask": _fit_length(mask, length),
+            "input_values": fit_length(values, length),
+            "padding_mask": fit_length(mask, length),
             "id": self.ids[row],
             "center": self._center[row],
             "scale": self._scale[row],
@@ -358,38 +381,124 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
             "num_frames": self.num_frames[row],
         }
 
+    def __getitems__(self, indices: Sequence[int]) -> "_Joined":
+        """The items of a batch, as `DataLoader` asks for them: read to where `collate` wants them, copied once."""
+        windows, rows = self._windows(indices)
+        sizes = [min(len(mask), self.sequence_length or len(mask)) for _, mask in windows]
+        length = self.sequence_length or max(sizes)
+        poses = np.empty((len(windows), length, *self._poses.shape), np.float32)
+        masks = np.empty((len(windows), length), np.int64)
+        for number, ((values, mask), size) in enumerate(zip(windows, sizes, strict=True)):
+            poses[number, :size] = values[:size]
+            masks[number, :size] = mask[:size]
+            if size < length:
+                poses[number, size:], masks[number, size:] = 0, 0
+        arrays = {
+            "input_values": poses,
+            "padding_mask": masks,
+            "id": [self.ids[row] for row in rows],
+            "center": self._center[rows],
+            "scale": self._scale[rows],
+            "fps": self.fps[rows],
+            "num_frames": self.num_frames[rows],
+        }
+        return _Joined(arrays, sizes if self.sequence_length is None else [length] * len(windows))
+
+    def _windows(self, indices: Sequence[int]) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """Poses (T', N, D) and mask (T',) of windows, not yet cut or padded, and the rows of their sequences."""
+        epoch, index = self.epoch, np.asarray(indices)
+        wrong = (index < -len(self)) | (index >= len(self))
+        if wrong.any():
+            raise IndexError(f"index is {index[wrong][0]}, but the dataset has {len(self)} items.")
+        index = index % len(self)
+        rows = self._window_row[index]
+        starts, frames = np.zeros(len(rows), np.int64), self.lengths[rows]
+        if self.sequence_length is not None:
+            # A sequence that augmentation makes faster needs more frames than it gives.
+            span = math.ceil(self.sequence_length * (self.augmentation.max_speed if self.augmentation else 1.0))
+            if self.random_windows:
+                starts = self._window_starts(epoch, span)[index]
+            else:
+                starts = self._window_part[index] * self.sequence_length
+            frames = np.minimum(span, frames - starts)
+        windows = list(zip(self._poses.read(rows, starts, frames), self._mask.read(rows, starts, frames), strict=True))
+        if self.augmentation is not None:
+            windows = [
+                self.augmentation(values, mask, np.random.default_rng((self.seed, epoch, number)))
+                for number, (values, mask) in zip(index.tolist(), windows, strict=True)
+            ]
+        return windows, rows
+
     def write_rejected(self, folder: FilePath) -> None:
         """Writes `rejected.jsonl` into a folder."""
         write_rejected(folder, self.rejected)
 
 
-class _BytesColumn:
-    """Rows of a column of bytes, as arrays that share the memory of the Arrow table."""
+class _Joined(Sequence[dict[str, Any]]):
+    """Items that lie in the memory of their batch; any collator can use them, and `collate` need not copy them.
 
-    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray) -> None:
-        starts, sizes, chunk_of, self._buffers = [], [], [], []
+    Args:
+        arrays: The batch, as `collate` has it.
+        sizes: Frames of each item.
+    """
+
+    def __init__(self, arrays: dict[str, Any], sizes: Sequence[int]) -> None:
+        self.arrays, self.sizes = arrays, sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, number: Any) -> Any:
+        item = {key: values[number] for key, values in self.arrays.items()}
+        return item | {key: item[key][: self.sizes[number]] for key in _PADDED}
+
+
+class _BytesColumn:
+    """Rows of a column of bytes, as arrays that share the memory of the Arrow table.
+
+    Args:
+        column: Every row holds whole frames.
+        rows: Those that are read.
+        dtype: Of the numbers.
+        shape: Of a frame.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray, dtype: Any, shape: tuple[int, ...] = ()) -> None:
+        self.shape = shape
+        width = math.prod(shape) * np.dtype(dtype).itemsize
+        ends, chunk_of, self._chunks = [], [], []
         for number, chunk in enumerate(column.chunks):
             _, offsets, data = chunk.buffers()
-            ends = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-            starts.append(ends[:-1])
-            sizes.append(np.diff(ends))
+            ends.append(np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1] // width)
             chunk_of.append(np.full(len(chunk), number))
-            self._buffers.append(data)
-        self._starts = np.concatenate(starts)[rows]
-        self._chunks = np.concatenate(chunk_of)[rows]
-        self.sizes = np.concatenate(sizes)[rows]
+            frames = len(data) // width if data else 0
+            self._chunks.append(np.frombuffer(data or b"", dtype, frames * math.prod(shape)).reshape(frames, *shape))
+        self._starts = np.concatenate([own[:-1] for own in ends])[rows]
+        self.lengths = np.concatenate([np.diff(own) for own in ends])[rows]
+        self._chunk_of = np.concatenate(chunk_of)[rows]
 
-    def read(self, row: int, dtype: Any, start: int, count: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """`count` elements of `shape` from `start` on: (count, *shape), read-only."""
-        width = math.prod(shape)
-        place = int(self._starts[row]) + start * width * np.dtype(dtype).itemsize
-        flat = np.frombuffer(self._buffers[self._chunks[row]], dtype, count * width, place)
-        return flat.reshape(count, *shape)
+    def read(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+        """`counts` frames of each row from `starts` on: (count, *shape), read-only."""
+        first = self._starts[rows] + starts
+        places = zip(self._chunk_of[rows].tolist(), first.tolist(), (first + counts).tolist(), strict=True)
+        return [self._chunks[chunk][begin:end] for chunk, begin, end in places]
 
 
 def _cache_rows(files: list[str], dataset: PoseDataset) -> Iterator[dict[str, Any]]:
     for file in files:
         yield from dataset._rows_of(file)
+
+
+def _checksum(poses: np.ndarray, mask: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(mask).data, zlib.crc32(np.ascontiguousarray(poses).data))
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, at once for everyone who looks; another process may do the same."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _source_of(thing: Any) -> str:
@@ -450,7 +559,7 @@ def spread_starts(lengths: Any, span: Any, part: Any, parts: Any, draws: Any) ->
     return np.minimum(((part + draws) * places / parts).astype(np.int64), places - 1)
 
 
-def _fit_length(values: np.ndarray, length: int) -> np.ndarray:
+def fit_length(values: np.ndarray, length: int) -> np.ndarray:
     """(T, ...) cut or padded with zeros to (length, ...), as memory of its own."""
     fitted = np.empty((length, *values.shape[1:]), values.dtype)
     fitted[: len(values)] = values[:length]
@@ -464,105 +573,14 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         `input_values` (B, T, N, D) and `padding_mask` (B, T), the other numbers as tensors, text as lists.
     """
-    length = max(len(item["input_values"]) for item in items)
-    batch: dict[str, Any] = {}
-    for key, first in items[0].items():
-        values = [item[key] for item in items]
-        if key in ("input_values", "padding_mask"):
-            values = [value if len(value) == length else _fit_length(value, length) for value in values]
-        batch[key] = values if isinstance(first, str) else torch.from_numpy(np.stack(values))
-    return batch
-
-
-def stream_shards(
-    root: FilePath,
-    split: str = "train",
-    *,
-    feature_extractor: PoseFeatureExtractor,
-    sequence_length: int | None = None,
-    random_windows: bool | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    shuffle_buffer: int = 0,
-    max_rejected: float = 0.01,
-    strict: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-) -> datasets.IterableDataset:
-    """Reads a split as a stream, without a cache: for data that would not fit on the disk twice.
-
-    The files are dealt out to the ranks, and by `DataLoader` to its workers. Their number should be a multiple of
-    ranks times workers: otherwise ranks read what others use, and workers stand idle. Every epoch takes a new stream.
-
-    Args:
-        root: Folder that holds a folder for each split.
-        split: Name of the split's folder, of packed shards (files of one sequence work too, slower).
-        feature_extractor: Normalises the sequences.
-        sequence_length: As for `PoseDataset`.
-        random_windows: As for `PoseDataset`.
-        rank: This process among those that share the stream.
-        world_size: Number of those processes.
-        shuffle_buffer: Shuffle the files, and the items within a buffer of so many; 0 keeps the order.
-        max_rejected: Share of files that may be left out because their headers say that they cannot be used. A file
-            whose data then prove broken ends the stream.
-        strict: Stop at the first such file.
-        seed: Seed of the shuffling and of random windows; the same on every rank.
-        epoch: Number of the epoch, which draws other windows and another order.
-
-    Returns:
-        An iterable dataset of items as `PoseDataset` has them; read it with `DataLoader(..., collate_fn=collate)`.
-
-    Raises:
-        PoseDataError: There are no data, or too many files cannot be used.
-    """
-    files, rejected = [], []
-    for file in find_files(root, split):
-        try:
-            check_npz(file, num_keypoints=feature_extractor.num_keypoints, keypoint_dim=feature_extractor.keypoint_dim)
-            files.append(os.fspath(file))
-        except PoseFileError as error:
-            rejected.append({"path": error.path, "reason": error.reason})
-            if strict:
-                raise PoseDataError(f"{error}.") from None
-    check_rejected(Path(root) / split, rejected, len(files) + len(rejected), max_rejected)
-    stream = datasets.IterableDataset.from_generator(
-        _stream_items,
-        gen_kwargs={
-            "files": files,
-            "feature_extractor": feature_extractor,
-            "sequence_length": sequence_length,
-            "seed": (seed, epoch) if (split == "train" if random_windows is None else random_windows) else None,
-        },
-    )
-    if shuffle_buffer:
-        stream = stream.shuffle(seed=seed, buffer_size=shuffle_buffer)
-    stream = split_dataset_by_node(stream, rank=rank, world_size=world_size)
-    stream.set_epoch(epoch)
-    return stream
-
-
-def _stream_items(
-    files: list[str],
-    feature_extractor: PoseFeatureExtractor,
-    sequence_length: int | None,
-    seed: tuple[int, int] | None,
-) -> Iterator[dict[str, Any]]:
-    expected = {"num_keypoints": feature_extractor.num_keypoints, "keypoint_dim": feature_extractor.keypoint_dim}
-    for file in files:
-        for sequence in read_npz(file, **expected):
-            item = normalise(feature_extractor, sequence) | {"id": sequence.id}
-            values, mask = item["input_values"], item["padding_mask"]
-            length = sequence_length or len(values)
-            parts = np.arange(-(-len(values) // length))
-            if seed is None:
-                starts = parts * length
-            else:
-                # Seeded by the name, so that a window does not depend on who reads it.
-                draws = np.random.default_rng((*seed, zlib.crc32(sequence.id.encode()))).random(len(parts))
-                starts = spread_starts(len(values), length, parts, len(parts), draws)
-            for start in starts:
-                window = slice(start, start + length)
-                yield item | {
-                    "input_values": _fit_length(values[window], length),
-                    "padding_mask": _fit_length(mask[window], length),
-                }
+    if isinstance(items, _Joined):
+        batch = items.arrays
+    else:
+        length = max(len(item["input_values"]) for item in items)
+        batch = {}
+        for key, first in items[0].items():
+            values = [item[key] for item in items]
+            if key in _PADDED:
+                values = [value if len(value) == length else fit_length(value, length) for value in values]
+            batch[key] = values if isinstance(first, str) else np.stack(values)
+    return {key: values if isinstance(values, list) else torch.from_numpy(values) for key, values in batch.items()}

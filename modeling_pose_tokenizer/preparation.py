@@ -3,6 +3,7 @@
 What cannot be made is refused in one sentence, before anything is written.
 """
 
+import math
 import os
 import warnings
 from datetime import timedelta
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from .augmentation import PoseAugmentation
+from .batching import LengthBatchSampler
 from .dataset import PoseDataset, collate
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from .formats import PoseDataError
@@ -153,16 +155,21 @@ def load_data(run: RunConfig) -> tuple[PoseFeatureExtractor, PoseDataset, PoseDa
 
 
 def make_loader(run: RunConfig, train_set: PoseDataset, num_ranks: int) -> DataLoader:
-    """Shuffled windows; their order depends on the seed and the epoch alone."""
+    """Shuffled windows, or whole sequences of like length; their order depends on the seed and the epoch alone."""
     batch_size = run.training.batch_size
+    if run.data.sequence_length is None:
+        # As many frames as a batch of windows of the mean length would have.
+        max_frames = math.ceil(batch_size * train_set.lengths.mean())
+        batches: dict[str, Any] = {"batch_sampler": LengthBatchSampler(train_set, max_frames)}
+    else:
+        drop_last = len(train_set) >= batch_size * num_ranks
+        batches = {"batch_size": batch_size, "shuffle": True, "drop_last": drop_last}
     return DataLoader(
         train_set,
-        batch_size,
-        shuffle=True,
+        **batches,
         collate_fn=collate,
         # Its own generator: starting an epoch must not draw from the one that a checkpoint restores.
         generator=torch.Generator().manual_seed(run.training.seed),
-        drop_last=len(train_set) >= batch_size * num_ranks,
         num_workers=run.data.num_workers,
         persistent_workers=run.data.num_workers > 0,
         pin_memory=run.data.pin_memory and torch.cuda.is_available(),

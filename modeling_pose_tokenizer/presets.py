@@ -77,7 +77,7 @@ class DataOptions:
     path: str | None = option(None, "folder with train/ and val/ of npz files or packed shards")
     train_split: str = option("train", "folder of the training sequences")
     val_split: str = option("val", "folder of the validation sequences")
-    sequence_length: int = option(64, "frames of a training window", least=1)
+    sequence_length: int | None = option(64, "frames of a training window; null: whole sequences", least=1)
     val_windows: int | None = option(None, "validate on so many windows only, spread evenly", least=1)
     cache_dir: str | None = option(None, "where prepared sequences are kept; null: the cache of `datasets`")
     num_proc: int | None = option(None, "processes that prepare the sequences", least=1)

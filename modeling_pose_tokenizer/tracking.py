@@ -142,11 +142,17 @@ def describe(
         accelerator.print(f"{name}: {len(split.ids):,} sequences, {split.lengths.sum():,} frames{left_out}")
     config = run.model_config()
     accelerator.print(f"codec: {config.bits_per_frame:g} bits per frame, {config.token_rate:g} tokens per second")
-    ranks, frames = accelerator.num_processes, run.data.sequence_length
+    ranks, steps = accelerator.num_processes, max_steps - first
     windows = run.training.batch_size * run.training.gradient_accumulation_steps * ranks
+    if run.data.sequence_length is None:
+        frames = round(windows * train_set.lengths.mean())
+        what = f"about {frames:,} frames in whole sequences"
+    else:
+        frames = windows * run.data.sequence_length
+        what = f"{windows:,} windows of {run.data.sequence_length} frames"
     accelerator.print(
-        f"run: steps {first:,} to {max_steps:,} on {ranks} x {accelerator.device.type}, each of {windows:,} windows "
-        f"of {frames} frames: {(max_steps - first) * windows * frames:,} frames"
+        f"run: steps {first:,} to {max_steps:,} on {ranks} x {accelerator.device.type}, each of {what}: "
+        f"{steps * frames:,} frames"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import warnings
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_pose_tokenizer.augmentation import PoseAugmentation
-from modeling_pose_tokenizer.dataset import PoseDataset, collate, find_files, normalise, spread_starts, stream_shards
+from modeling_pose_tokenizer.dataset import PoseDataset, collate, find_files, normalise, spread_starts
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError, PoseFileError, PoseSequence, write_npz, write_shard
+from modeling_pose_tokenizer.preparation import make_loader
+from modeling_pose_tokenizer.presets import RunConfig
 
 N, D, L = 17, 3, 8
 
@@ -209,6 +213,56 @@ def test_workers_read_the_same(make: Any, extractor: PoseFeatureExtractor, worke
                 assert torch.equal(value, other[key])
 
 
+@pytest.mark.parametrize("options", [{"sequence_length": L}, {"sequence_length": L, "random_windows": False}, {}])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_batch_has_the_items(
+    make: Any, extractor: PoseFeatureExtractor, options: dict[str, Any], augmented: bool
+) -> None:
+    dataset = make(augmentation=PoseAugmentation(extractor.layout) if augmented else None, **options)
+    dataset.set_epoch(3)
+    indices = [5, 0, -1, 2, 2]
+    items, joined = [dataset[index] for index in indices], dataset.__getitems__(indices)
+    assert len(joined) == len(items)
+    for one, other in zip(joined, items, strict=True):
+        assert_same_items(one, other)
+    one, other = collate(joined), collate(items)
+    assert one.keys() == other.keys() and one["id"] == other["id"]
+    for key in one.keys() - {"id"}:
+        assert torch.equal(one[key], other[key]) and one[key].dtype == other[key].dtype
+    one["input_values"][:] = 7  # a copy: what is read again is as before
+    assert_same_items(dataset[5], items[0])
+    with pytest.raises(IndexError, match=f"index is {len(dataset)}"):
+        dataset.__getitems__([0, len(dataset)])
+
+
+@pytest.mark.parametrize("length", [L, None])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_batches_change_nothing_of_those_that_follow(
+    make: Any, extractor: PoseFeatureExtractor, workers: int, length: int | None
+) -> None:
+    """What resuming in the middle of an epoch rests on, by the loaders of a training run."""
+
+    def loader() -> Any:
+        run = RunConfig()
+        run.data.sequence_length, run.data.num_workers, run.training.batch_size = length, workers, 2
+        dataset = make(sequence_length=length, augmentation=PoseAugmentation(extractor.layout))
+        dataset.set_epoch(2)
+        prepared = prepare_data_loader(
+            make_loader(run, dataset, 1), put_on_device=False, use_seedable_sampler=True, data_seed=0
+        )
+        prepared.set_epoch(2)
+        return prepared
+
+    torch.manual_seed(0)
+    whole = list(loader())
+    assert len(whole) > 3
+    torch.manual_seed(1)  # of the process that goes on
+    rest = list(skip_first_batches(loader(), 2))
+    assert [batch["id"] for batch in rest] == [batch["id"] for batch in whole[2:]]
+    for batch, expected in zip(rest, whole[2:], strict=True):
+        assert torch.equal(batch["input_values"], expected["input_values"])
+
+
 def test_augmented_windows_keep_their_length(make: Any, extractor: PoseFeatureExtractor) -> None:
     dataset = make(sequence_length=L, augmentation=PoseAugmentation(extractor.layout, speed=0.5))
     for epoch in range(5):
@@ -370,6 +424,53 @@ def test_fit_measures_the_split(make: Any, extractor: PoseFeatureExtractor) -> N
     np.testing.assert_allclose(np.array(extractor.std), np.array(expected.std), atol=1e-6)
 
 
+# ---- a damaged cache ------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path, content: bytes) -> None:
+    path.write_bytes(content[: len(content) // 2])
+
+
+def zero_offsets(path: Path, content: bytes) -> None:
+    path.write_bytes(content[:2000] + bytes(2000) + content[4000:])
+
+
+def zero_poses(path: Path, content: bytes) -> None:
+    path.write_bytes(content[: len(content) // 2] + bytes(2000) + content[len(content) // 2 + 2000 :])
+
+
+def delete(path: Path, content: bytes) -> None:
+    path.unlink()
+
+
+ARROW, INFO = "generator-train.arrow", "dataset_info.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((ARROW, damage) for damage in (cut, zero_offsets, zero_poses, delete)), (INFO, cut)],
+)
+def test_a_damaged_cache_is_named_and_built_again(make: Any, name: str, damage: Any, tmp_path: Path) -> None:
+    expected = [dict(item) for item in make()]
+    (path,) = (tmp_path / "cache").rglob(name)
+    damage(path, path.read_bytes())
+    with pytest.warns(UserWarning, match=rf"The cache {path.parent} is damaged \(.*\); it is built again\."):
+        dataset = make()
+    for one, other in zip(dataset, expected, strict=True):
+        assert_same_items(one, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make()
+    assert [other.name for other in path.parent.parent.iterdir() if other.is_dir()] == [path.parent.name]
+
+
+def test_building_the_cache_shows_progress(make: Any, capfd: pytest.CaptureFixture) -> None:
+    make(num_proc=2)
+    assert "Generating train split" in capfd.readouterr().err
+    make(num_proc=2)
+    assert "Generating" not in capfd.readouterr().err
+
+
 # ---- other formats --------------------------------------------------------------------------------------------------
 
 
@@ -495,80 +596,3 @@ def test_a_cache_that_cannot_be_written_is_an_error(make: Any, tmp_path: Path) -
 def test_a_window_has_a_frame(make: Any) -> None:
     with pytest.raises(ValueError, match="sequence_length is 0"):
         make(sequence_length=0)
-
-
-# ---- streaming ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Four shards of three sequences."""
-    (tmp_path / "shards" / "train").mkdir(parents=True)
-    for shard in range(4):
-        sequences = [make_sequence(f"{shard}.{number}", 5 + 3 * shard + number, 30.0) for number in range(3)]
-        write_shard(tmp_path / "shards" / "train" / f"{shard}.npz", sequences)
-    return tmp_path / "shards"
-
-
-def by_id(items: Any) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for item in items:
-        found.setdefault(item["id"], []).append(item)
-    return found
-
-
-@pytest.mark.parametrize("length", [None, L])
-def test_a_stream_has_the_items_of_the_dataset(
-    shards: Path, tmp_path: Path, extractor: PoseFeatureExtractor, length: int | None
-) -> None:
-    options = {"feature_extractor": extractor, "sequence_length": length, "random_windows": False}
-    dataset = PoseDataset(shards, cache_dir=tmp_path / "cache", **options)
-    for found, expected in zip(stream_shards(shards, **options), dataset, strict=True):
-        assert_same_items({key: found[key] for key in expected}, expected)
-
-
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0)])
-def test_ranks_and_workers_share_a_stream(
-    shards: Path, extractor: PoseFeatureExtractor, world_size: int, workers: int
-) -> None:
-    options = {"feature_extractor": extractor, "sequence_length": L, "seed": 1}
-    expected = by_id(stream_shards(shards, **options))
-    found: dict[str, list[dict[str, Any]]] = {}
-    windows = 0
-    for rank in range(world_size):
-        stream = stream_shards(shards, rank=rank, world_size=world_size, **options)
-        for batch in DataLoader(stream, 2, collate_fn=collate, num_workers=workers):
-            windows += len(batch["id"])
-            for row, id in enumerate(batch["id"]):
-                found.setdefault(id, []).append(batch["input_values"][row].numpy())
-    assert windows == sum(map(len, expected.values())) and found.keys() == expected.keys()
-    for id, items in expected.items():  # the very same windows, however many processes read them
-        ours, theirs = ({window.tobytes() for window in found[id]}, {item["input_values"].tobytes() for item in items})
-        assert ours == theirs
-
-
-def test_a_stream_is_shuffled_by_seed_and_epoch(shards: Path, extractor: PoseFeatureExtractor) -> None:
-    def ids(**options: Any) -> list[str]:
-        return [item["id"] for item in stream_shards(shards, feature_extractor=extractor, **options)]
-
-    plain = ids()
-    shuffled = ids(shuffle_buffer=4)
-    assert plain == sorted(plain) != shuffled and sorted(shuffled) == plain
-    assert shuffled == ids(shuffle_buffer=4)
-    assert shuffled != ids(shuffle_buffer=4, epoch=1) and shuffled != ids(shuffle_buffer=4, seed=1)
-    windows = [
-        b"".join(item["input_values"].tobytes() for item in stream_shards(shards, **options))
-        for options in ({"feature_extractor": extractor, "sequence_length": 4, "epoch": epoch} for epoch in (0, 0, 1))
-    ]
-    assert windows[0] == windows[1] != windows[2]
-
-
-def test_a_stream_leaves_bad_files_out_by_the_same_rule(shards: Path, extractor: PoseFeatureExtractor) -> None:
-    np.savez(shards / "train" / "large.npz", poses=np.ones((4, N + 1, D)))
-    with pytest.raises(PoseDataError, match=r"1 of 5 files .* more than 1%"):
-        stream_shards(shards, feature_extractor=extractor)
-    with pytest.raises(PoseDataError, match=r"large.npz: poses have 18 keypoints, expected 17\."):
-        stream_shards(shards, feature_extractor=extractor, strict=True)
-    assert len(list(stream_shards(shards, feature_extractor=extractor, max_rejected=0.2))) == 12
-    with pytest.raises(PoseDataError, match="no folder for the split val"):
-        stream_shards(shards, "val", feature_extractor=extractor)

@@ -85,14 +85,8 @@ def test_fifty_kills_of_the_small_preset(tmp_path: Path) -> None:
     write_sequences(data / "val", 5, seed=2, num_keypoints=133)
 
     def command(output: Path) -> list[str]:
-        changes = {
-            "max_steps": 24,
-            "init_batches": 4,
-            "save_every": 3,
-            "eval_every": 6,
-            "log_every": 1,
-            "num_threads": 1,
-        }
+        changes = {"max_steps": 12, "init_batches": 4, "save_every": 2, "eval_every": 4}
+        changes |= {"log_every": 1, "num_threads": 1}
         options = {"data.path": data, "training.output_dir": output, "tracking.pictures": 0}
         options |= {f"training.{key}": value for key, value in changes.items()}
         preset = ["--config", str(ROOT / "configuration" / "small.yaml")]

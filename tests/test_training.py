@@ -177,6 +177,7 @@ def test_both_launchers(data: Path, tmp_path: Path, launcher: str) -> None:
         {"training__mixed_precision": "bf16", "training__gradient_checkpointing": True, "model__num_joint_layers": 1},
         {"training__optimizer_type": "sgd", "training__scheduler_type": "linear", "training__batch_size": 99},
         {"training__optimizer_type": "adam", "training__scheduler_type": "constant", "training__max_grad_norm": 0},
+        {"data__sequence_length": None, "training__mixed_precision": "bf16", "training__max_steps": 12},
         {"model__quantizer": "fsq", "model__codebook_size": 64, "data__num_workers": 1, "data__val_windows": 2},
         {"training__mixed_precision": "fp16", "training__scheduler_type": "polynomial",
          "training__scheduler_options": {"power": 3}},
