@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import time
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
@@ -95,12 +96,14 @@ def test_fifty_kills_of_the_small_preset(tmp_path: Path) -> None:
     finish(command(tmp_path / "first"))  # builds the cache
     seconds = finish(command(tmp_path / "calm"))
     expected, random, kills = final_hashes(tmp_path / "calm", 12), Random(), 0
-    while kills < 50:
-        output = tmp_path / f"killed-{kills}"
+    for number in count():
+        if kills == 50:
+            break
+        output = tmp_path / f"killed-{number}"
         process = start(command(output))
-        time.sleep(random.uniform(0, seconds))
+        time.sleep(random.uniform(0, 0.9 * seconds))
         if not kill(process):
-            continue  # it had ended: another try
+            continue  # it had ended: another one
         kills += 1
         finish(command(output))
         assert final_hashes(output, 12) == expected, f"after kill {kills}"
