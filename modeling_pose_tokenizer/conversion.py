@@ -3,42 +3,53 @@
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .formats import (
+    FORMATS,
+    LIMITS,
     FilePath,
+    Limits,
     PoseDataError,
     PoseFileError,
     PoseSequence,
     check_rejected,
-    read_npz,
-    read_pose,
+    find_format,
+    read_sequences,
     sample_frames,
     write_npz,
     write_rejected,
     write_shard,
 )
+from .sequences import replacing
 from .skeleton_pose_tokenizer import get_skeleton
 
 SPLITS = ("train", "val", "test")
 # Names that folders of splits go by.
 _SPLIT_FOLDERS = {**{name: name for name in SPLITS}, "training": "train", "dev": "val", "validation": "val"}
-_SUFFIXES = (".npz", ".pose")
-# Files that a process converts before it reports back.
+# Files that a process converts before it reports back; what it has reported is not done again after a kill.
 _FILES_PER_TASK = 16
+# Folder in the output for what is not complete yet.
+_UNFINISHED = ".unfinished"
+# How long to wait for it, in which the workers of a killed run notice that they are alone.
+_LOCK_SECONDS = 2
 
 
 @dataclass
@@ -49,6 +60,7 @@ class SplitSummary:
         sequences, frames: Counts.
         seconds: Duration of the sequences whose frame rate is known.
         rates: Sequences of each frame rate, None where it is unknown.
+        layouts: Sequences of each layout, or number of keypoints where none is named.
         missing, keypoints: For each token group, keypoints of confidence 0 and all of them, over all frames.
     """
 
@@ -56,6 +68,7 @@ class SplitSummary:
     frames: int = 0
     seconds: float = 0.0
     rates: Counter[float | None] = field(default_factory=Counter)
+    layouts: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     keypoints: Counter[str] = field(default_factory=Counter)
 
@@ -65,11 +78,15 @@ class SplitSummary:
         self.frames += other.frames
         self.seconds += other.seconds
         self.rates.update(other.rates)
+        self.layouts.update(other.layouts)
         self.missing.update(other.missing)
         self.keypoints.update(other.keypoints)
 
-    def add_sequence(self, sequence: PoseSequence, groups: Mapping[str, Sequence[int]]) -> None:
-        """Adds one sequence."""
+    def add_sequence(self, sequence: PoseSequence, layout: str | None) -> None:
+        """Adds one sequence of a layout, or of keypoints without names."""
+        num_keypoints = sequence.poses.shape[1]
+        groups = get_skeleton(layout).group_keypoints if layout else {"all": range(num_keypoints)}
+        self.layouts[layout or f"{num_keypoints} keypoints"] += 1
         self.sequences += 1
         self.frames += len(sequence.poses)
         self.seconds += len(sequence.poses) / sequence.fps if sequence.fps else 0.0
@@ -78,6 +95,18 @@ class SplitSummary:
             confidence = sequence.poses[:, list(keypoints), -1]
             self.missing[group] += int((confidence <= 0).sum())
             self.keypoints[group] += confidence.size
+
+    def to_json(self) -> dict[str, Any]:
+        """As what JSON can hold; `from_json` is the inverse."""
+        return {key: list(value.items()) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SplitSummary":
+        """The inverse of `to_json`."""
+        summary = cls()
+        for key, value in content.items():
+            setattr(summary, key, Counter(dict(value)) if isinstance(value, list) else value)
+        return summary
 
 
 @dataclass
@@ -90,13 +119,13 @@ class PreparedData:
     def table(self) -> str:
         """The summary as text, a line for each split."""
         groups = list(next(iter(self.splits.values())).keypoints)
-        rows = [["split", "sequences", "frames", "hours", "fps", *(f"{group} missing" for group in groups)]]
+        rows = [["split", "sequences", "frames", "hours", "layout", "fps", *(f"{group} missing" for group in groups)]]
         for name, split in self.splits.items():
             rates = [f"{rate:g}" if rate else "unknown" for rate, _ in split.rates.most_common(4)]
             rates += ["..."] if len(split.rates) > 4 else []
             shares = [f"{split.missing[group] / split.keypoints[group]:.1%}" for group in groups]
             counts = [f"{split.sequences}", f"{split.frames}", f"{split.seconds / 3600:.2f}"]
-            rows.append([name, *counts, ", ".join(rates), *shares])
+            rows.append([name, *counts, ", ".join(split.layouts), ", ".join(rates), *shares])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -211,14 +240,40 @@ def find_input(text: str) -> Path:
     return path
 
 
-def _find_sources(text: str, by_folder: bool) -> Iterator[_Source]:
-    """The pose files of an input, sorted. The id is the path below the input, or below the folder of the split."""
+def _find_files(top: Path) -> Iterator[tuple[Path, bool]]:
+    """The files below a folder, sorted, and folders that are one sequence; whether each is a pose file."""
+    own = {suffix for kind in FORMATS.values() for suffix in kind.suffixes}
+    companions = {suffix for kind in FORMATS.values() for suffix in kind.companions}
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if find_format(folder):
+            folders.clear()
+            yield Path(folder), True
+            continue
+        for path in (Path(folder, name) for name in sorted(names)):
+            suffix = path.suffix.lower()
+            if path.name.startswith(".") or path.name == "rejected.jsonl" or suffix in companions:
+                continue
+            try:
+                yield path, suffix in own or find_format(path) is not None
+            except PoseFileError:
+                yield path, False
+
+
+def _find_sources(text: str, by_folder: bool) -> tuple[list[_Source], list[dict[str, str]]]:
+    """The pose files of an input, sorted, and the files that are of no known kind.
+
+    The id is the path below the input, or below the folder of the split.
+    """
     top = find_input(text).absolute()
-    files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-    files = [path for path in files if path.suffix in _SUFFIXES and not path.name.startswith(".")]
+    found = [(top, True)] if top.is_file() or find_format(top) else sorted(_find_files(top))
+    reason = f"is of no known kind, expected {', '.join(FORMATS)}"
+    unknown = [{"path": os.fspath(path), "reason": reason} for path, known in found if not known]
+    files = [path for path, known in found if known]
     if not files:
-        raise PoseDataError(f"There are no {' or '.join(_SUFFIXES)} files in {text}.")
-    above = top.parent if top.is_dir() else top.parent.parent
+        raise PoseDataError(f"There are no pose files in {text}, expected {', '.join(FORMATS)}.")
+    above = top.parent.parent if files == [top] else top.parent
+    sources = []
     for path in files:
         first, *names = path.relative_to(above).with_suffix("").parts
         split = None
@@ -227,7 +282,8 @@ def _find_sources(text: str, by_folder: bool) -> Iterator[_Source]:
             at = max((index for index, folder in enumerate(folders) if folder in _SPLIT_FOLDERS), default=0)
             split = _SPLIT_FOLDERS.get(folders[at])
             names = names[at:]
-        yield _Source(path, "_".join(names), split)
+        sources.append(_Source(path, "_".join(names), split))
+    return sources, unknown
 
 
 # ---- conversion -----------------------------------------------------------------------------------------------------
@@ -241,33 +297,60 @@ class _Job:
     layout: str | None
     keypoint_dim: int | None
     fps: float | None
+    person: int | None
+    limits: Limits
     rule: SplitRule
     strict: bool
 
     def read(self, source: _Source) -> list[PoseSequence]:
         """All sequences of a file, under their final names, at the frame rate that is asked for."""
-        if source.path.suffix == ".pose":
-            sequences = [read_pose(source.path, self.layout or "coco_wholebody_133", self.keypoint_dim or 3)]
-        else:
-            num_keypoints = get_skeleton(self.layout).num_keypoints if self.layout else None
-            sequences = read_npz(source.path, num_keypoints=num_keypoints, keypoint_dim=self.keypoint_dim)
-        if len(sequences) == 1 and sequences[0].id == source.path.stem:
-            sequences[0].id = source.id
+        layout = get_skeleton(self.layout) if self.layout else None
+        sequences = read_sequences(
+            source.path, layout=layout, keypoint_dim=self.keypoint_dim, person=self.person, limits=self.limits
+        )
+        for sequence in sequences:
+            if sequence.id.partition("/")[0] == source.path.stem:
+                sequence.id = source.id + sequence.id.removeprefix(source.path.stem)
         return sequences if self.fps is None else [resample(sequence, self.fps) for sequence in sequences]
-
-    def groups(self, sequence: PoseSequence) -> Mapping[str, Sequence[int]]:
-        """The token groups that missing keypoints are counted for."""
-        return get_skeleton(self.layout).group_keypoints if self.layout else {"all": range(sequence.poses.shape[1])}
 
 
 @dataclass
 class _Result:
-    """What came of some files: (split, id) of their sequences, a summary of each split, the files left out."""
+    """What came of some files: (split, id) of their sequences, a summary of each split, the files left out.
+
+    `shapes` are (N, D), the first file of each.
+    """
 
     files: int = 0
     ids: list[tuple[str, str]] = field(default_factory=list)
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     rejected: list[dict[str, str]] = field(default_factory=list)
+    shapes: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def add(self, other: "_Result") -> None:
+        """Adds what came of other files."""
+        self.files += other.files
+        self.ids += other.ids
+        self.rejected += other.rejected
+        self.shapes = other.shapes | self.shapes
+        for split, summary in other.splits.items():
+            self.splits.setdefault(split, SplitSummary()).add(summary)
+
+    def save(self, path: Path) -> None:
+        """Writes it; `load` is the inverse."""
+        splits = {split: summary.to_json() for split, summary in self.splits.items()}
+        content = vars(self) | {"splits": splits, "shapes": list(self.shapes.items())}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "_Result":
+        """The inverse of `save`."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["ids"] = [(split, id) for split, id in content["ids"]]
+        content["splits"] = {split: SplitSummary.from_json(own) for split, own in content["splits"].items()}
+        content["shapes"] = {(shape[0], shape[1]): file for shape, file in content["shapes"]}
+        return cls(**content)
 
 
 def resample(sequence: PoseSequence, fps: float) -> PoseSequence:
@@ -279,8 +362,8 @@ def resample(sequence: PoseSequence, fps: float) -> PoseSequence:
     return PoseSequence(sequence.id, poses, mask, fps)
 
 
-def _convert(job: _Job, shard_name: str, sources: Sequence[_Source]) -> _Result:
-    """Converts files: to one shard of this name in each split, or without a name to one file for each sequence."""
+def _convert(job: _Job, name: str, shard: bool, sources: Sequence[_Source]) -> _Result:
+    """Converts files to one shard in each split, or to one file for each sequence, and records that it did."""
     result = _Result(files=len(sources))
     packed: dict[str, list[PoseSequence]] = {}
     for source in sources:
@@ -293,14 +376,18 @@ def _convert(job: _Job, shard_name: str, sources: Sequence[_Source]) -> _Result:
             continue
         for sequence in sequences:
             split = job.rule(sequence.id, source.split)
+            num_keypoints, keypoint_dim = sequence.poses.shape[1:]
             result.ids.append((split, sequence.id))
-            result.splits.setdefault(split, SplitSummary()).add_sequence(sequence, job.groups(sequence))
-            if shard_name:
+            result.splits.setdefault(split, SplitSummary()).add_sequence(sequence, job.layout)
+            result.shapes.setdefault((num_keypoints, keypoint_dim), os.fspath(source.path))
+            if shard:
                 packed.setdefault(split, []).append(sequence)
             else:
                 write_npz(job.folder / split / f"{_file_name(sequence.id)}.npz", sequence)
-    for split, sequences in packed.items():
-        write_shard(job.folder / split / f"{shard_name}.npz", sequences)
+    if len(result.shapes) == 1:  # others cannot be packed, and are refused when all is known
+        for split, sequences in packed.items():
+            write_shard(job.folder / split / f"{name}.npz", sequences)
+    result.save(job.folder / "done" / f"{name}.json")
     return result
 
 
@@ -309,21 +396,42 @@ def _file_name(id: str) -> str:
     return re.sub(r"[^\w.+=@-]+", "_", id).lstrip(".") or "_"
 
 
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed: it would wait for work forever, and hold the lock."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _convert_all(job: _Job, sources: Sequence[_Source], shards: int | None, num_proc: int) -> _Result:
-    """Deals the files out to processes and adds up what came of them."""
+    """Deals the files out to processes and adds up what came of them, without those that are done already."""
     if shards:
         count = min(shards, len(sources))
-        tasks = [(f"shard-{index:05d}-of-{count:05d}", sources[index::count]) for index in range(count)]
+        tasks = {f"shard-{index:05d}-of-{count:05d}": sources[index::count] for index in range(count)}
     else:
-        tasks = [("", sources[at : at + _FILES_PER_TASK]) for at in range(0, len(sources), _FILES_PER_TASK)]
+        starts = range(0, len(sources), _FILES_PER_TASK)
+        tasks = {f"{start:09d}": sources[start : start + _FILES_PER_TASK] for start in starts}
     total = _Result()
-    with ProcessPoolExecutor(min(num_proc, len(tasks))) as pool, tqdm(total=len(sources), unit="file") as bar:
-        for result in pool.map(partial(_convert, job), *zip(*tasks, strict=True)):
-            total.ids += result.ids
-            total.rejected += result.rejected
-            for split, summary in result.splits.items():
-                total.splits.setdefault(split, SplitSummary()).add(summary)
-            bar.update(result.files)
+    results: dict[str, _Result] = {}
+    for name in tasks:
+        with suppress(OSError):
+            results[name] = _Result.load(job.folder / "done" / f"{name}.json")
+    left = {name: own for name, own in tasks.items() if name not in results}
+    done = sum(result.files for result in results.values())
+    convert = partial(_convert, job)
+    with ProcessPoolExecutor(max(min(num_proc, len(left)), 1), initializer=_end_with_parent) as pool:
+        running = pool.map(convert, left, [bool(shards)] * len(left), left.values())
+        with tqdm(total=len(sources), initial=done, unit="file") as bar:
+            for name, result in zip(left, running, strict=True):
+                results[name] = result
+                bar.update(result.files)
+    for name in tasks:  # in their order, so that a resumed run gives the same as one that was not stopped
+        total.add(results[name])
     return total
 
 
@@ -342,6 +450,74 @@ def _check_ids(ids: Sequence[tuple[str, str]], rule: SplitRule, wanted: Iterable
         raise PoseDataError(f"The split {min(empty)} is empty: none of {len(ids)} sequences fell into it.")
 
 
+def _check_shapes(shapes: Mapping[tuple[int, int], str]) -> None:
+    """All sequences have as many keypoints and values."""
+    if len(shapes) > 1:
+        (first, file), (second, other) = list(shapes.items())[:2]
+        raise PoseDataError(
+            f"The input mixes {first[0]} keypoints of {first[1]} values ({file}) with {second[0]} of {second[1]} "
+            f"({other}): prepare them apart, or name the layout."
+        )
+
+
+@contextmanager
+def _unfinished(output: Path, key: str) -> Iterator[Path]:
+    """The folder for what is not complete yet, empty or as the same job left it.
+
+    It stays for the next run when this one is killed, and goes when this one ends or finds that the data will not do.
+
+    Raises:
+        PoseDataError: Another process works in it.
+    """
+    work = output / _UNFINISHED
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=_LOCK_SECONDS):
+            if not (work / "key").exists() or (work / "key").read_text() != key:
+                for path in work.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != "lock":
+                        path.unlink()
+                for name in (*SPLITS, "done"):
+                    (work / name).mkdir()
+                with replacing(work / "key") as temporary:
+                    temporary.write_text(key)
+            for path in work.glob("*/.*.tmp"):  # half a file
+                path.unlink()
+            try:
+                yield work
+            except PoseDataError:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work)
+    except Timeout:
+        raise PoseDataError(f"{output} is being written by another process.") from None
+
+
+def _key_of(sources: Sequence[_Source], *settings: Any) -> str:
+    """What tells one job from another: what it reads, as it stands on the disk, and how."""
+    files = []
+    for source in sources:
+        name: tuple[Any, ...] = (os.fspath(source.path), source.id, source.split)
+        with suppress(OSError):  # a link that leads nowhere is refused when it is read
+            status = source.path.stat()
+            name += (status.st_size, status.st_mtime_ns)
+        files.append(name)
+    return hashlib.sha256(json.dumps([files, settings], default=vars).encode()).hexdigest()
+
+
+def _move(work: Path, output: Path, result: _Result) -> None:
+    """Puts the splits into their place. A run that is killed here goes on here."""
+    (work / "moving").touch()
+    for split in SPLITS:
+        if split not in result.splits:
+            shutil.rmtree(output / split, ignore_errors=True)
+        elif (work / split).exists():
+            shutil.rmtree(output / split, ignore_errors=True)
+            os.replace(work / split, output / split)
+
+
 def prepare_data(
     inputs: Sequence[str],
     output: FilePath,
@@ -349,6 +525,7 @@ def prepare_data(
     layout: str | None = "coco_wholebody_133",
     keypoint_dim: int | None = None,
     fps: float | None = None,
+    person: int | None = None,
     split_by: str = "folder",
     splits: Mapping[str, str] | None = None,
     shards: int | None = None,
@@ -356,15 +533,22 @@ def prepare_data(
     max_rejected: float = 0.01,
     num_proc: int | None = None,
     overwrite: bool = False,
+    limits: Limits = LIMITS,
 ) -> PreparedData:
     """Converts pose files to a data folder. A split is complete or not there: what fails leaves none behind.
 
+    A run that was killed goes on where it stopped when the same is asked for again: what is done waits in
+    `.unfinished`, and a split appears when all are complete.
+
     Args:
-        inputs: Files and folders of `.npz` and `.pose` files, or `package:path` inside an installed Python package.
+        inputs: Files and folders of pose files of any kind that `formats.find_format` knows, or `package:path` inside
+            an installed Python package. What is of no known kind is listed with the files left out.
         output: The data folder; gets a folder for each split and `rejected.jsonl`.
-        layout: Layout that `.pose` files are brought into and npz files must have; None lets npz files have any.
-        keypoint_dim: D that files must have; None means 3 for `.pose` files and any for npz files.
+        layout: Layout that files are brought into by the names of their keypoints, and that those without names (npz,
+            npy) must have; None leaves them as they are.
+        keypoint_dim: D that files must have; None means 3, 4 for motion capture, and any for npz and npy files.
         fps: Frame rate to bring sequences to; one that states none is taken to have it. None keeps their own.
+        person: The person to read of files with several, from 0 on; None means the one of whom most is seen.
         split_by: `folder`, `prefix`, `hash` or a JSON file, see `SplitRule`.
         splits: Prefixes or shares of `val` and `test`, see `SplitRule`.
         shards: Pack each split into at most so many shards; None writes one file for each sequence.
@@ -372,6 +556,7 @@ def prepare_data(
         max_rejected: Share of files that may be left out.
         num_proc: Processes that convert; None means one for each CPU.
         overwrite: Replace the splits that are in the output already.
+        limits: How much one file may ask for.
 
     Raises:
         PoseDataError: An input is missing, too many files cannot be used, a split stays empty, or the output cannot
@@ -383,32 +568,32 @@ def prepare_data(
     if layout is not None:
         get_skeleton(layout)  # an unknown name is refused before anything else happens
     rule = SplitRule(split_by, splits or {})
-    sources = [source for text in inputs for source in _find_sources(text, by_folder=split_by == "folder")]
+    found = [_find_sources(text, by_folder=split_by == "folder") for text in inputs]
+    sources = [source for known, _ in found for source in known]
     output = Path(output)
-    present = [split for split in SPLITS if (output / split).exists()]
-    if present and not overwrite:
-        raise PoseDataError(f"{output} holds {', '.join(present)} already: give another output, or --overwrite.")
-    work = output / f".{os.getpid()}.tmp"
+    settings = (layout, keypoint_dim, fps, person, rule, shards, limits)
     try:
-        for split in SPLITS:
-            (work / split).mkdir(parents=True)
-        job = _Job(work, layout, keypoint_dim, fps, rule, strict)
-        result = _convert_all(job, sources, shards, num_proc or os.cpu_count() or 1)
-        if result.rejected:
-            write_rejected(output, result.rejected)  # it stays even where they are too many
-        check_rejected(" ".join(inputs), result.rejected, len(sources), max_rejected)
-        _check_ids(result.ids, rule, splits or ())
-        for split in present:
-            shutil.rmtree(output / split)
-        for split in result.splits:
-            os.replace(work / split, output / split)
-        write_rejected(output, result.rejected)
+        key = _key_of(sources, *settings)
+        moving = (output / _UNFINISHED / "moving").exists() and (output / _UNFINISHED / "key").read_text() == key
+        present = [split for split in SPLITS if (output / split).exists()]
+        if present and not overwrite and not moving:
+            raise PoseDataError(f"{output} holds {', '.join(present)} already: give another output, or --overwrite.")
+        with _unfinished(output, key) as work:
+            job = _Job(work, layout, keypoint_dim, fps, person, limits, rule, strict)
+            result = _convert_all(job, sources, shards, num_proc or os.cpu_count() or 1)
+            rejected = result.rejected + [row for _, unknown in found for row in unknown]
+            if rejected:
+                write_rejected(output, rejected)  # it stays even where they are too many
+            check_rejected(" ".join(inputs), result.rejected, len(sources), max_rejected)
+            _check_ids(result.ids, rule, splits or ())
+            _check_shapes(result.shapes)
+            _move(work, output, result)
+            write_rejected(output, rejected)
     except OSError as error:
         raise PoseDataError(f"{output} cannot be written ({error.strerror or error}).") from None
     except BrokenProcessPool:
         raise PoseDataError("A process was killed, most likely for lack of memory: lower num_proc.") from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):
             output.rmdir()  # where nothing was written to it
-    return PreparedData({split: result.splits[split] for split in SPLITS if split in result.splits}, result.rejected)
+    return PreparedData({split: result.splits[split] for split in SPLITS if split in result.splits}, rejected)

@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Converts trees of pose files (.npz, .pose) to a data folder with train, val and test.
+"""Converts trees of pose files to a data folder with train, val and test.
+
+Reads npz, npy, .pose, OpenPose folders, MediaPipe Holistic (JSON, CSV, parquet), MMPose and rtmlib JSON, pickles of
+Uni-Sign, BVH and AMC. A run that was killed goes on where it stopped when the same command is given again.
 
 python scripts/prepare_data.py --input recordings --output data --split-by hash --split.val 0.05 --split.test 0.05
 python scripts/prepare_data.py --input spoken_to_signed:assets/fingerspelling_lexicon --output data \\
@@ -22,6 +25,7 @@ def main() -> None:
     add("--layout", default="coco_wholebody_133", metavar="NAME", help=f"keypoints (default: %(default)s): {layouts}")
     add("--keypoint-dim", type=int, metavar="D", help="values per keypoint that files must have, with the confidence")
     add("--fps", type=float, help="frame rate to bring sequences to (default: keep their own)")
+    add("--person", type=int, metavar="NUMBER", help="of several people the one to read, from 0 (default: most seen)")
     rules = "folder (default): the train, val or test that a file is in; prefix: what its path below the input begins"
     rules += " with; hash: a share of all; or a JSON file, a mapping from splits to lists of ids"
     add("--split-by", default="folder", metavar="RULE", help=rules)

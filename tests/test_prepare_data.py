@@ -2,7 +2,9 @@
 
 import json
 import runpy
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,8 @@ def test_the_summary_counts_what_was_written(prepare: Any, tmp_path: Path) -> No
         assert summary.rates[None] == sum(sequence.fps is None for sequence in sequences)
     assert list(result.splits) == ["train", "val", "test"]
     lines = result.table().splitlines()
-    assert lines[0].split() == ["split", "sequences", "frames", "hours", "fps", "body", "missing"]
-    assert lines[1].split() == ["train", "5", "25", "0.00", "25,", "unknown", "0.0%"]
+    assert lines[0].split() == ["split", "sequences", "frames", "hours", "layout", "fps", "body", "missing"]
+    assert lines[1].split() == ["train", "5", "25", "0.00", "coco_17", "25,", "unknown", "0.0%"]
 
 
 def test_missing_keypoints_are_counted_per_group(tmp_path: Path) -> None:
@@ -115,8 +117,19 @@ def test_missing_keypoints_are_counted_per_group(tmp_path: Path) -> None:
     write_npz(tmp_path / "source" / "train" / "a.npz", PoseSequence("a", poses, np.ones(4, bool), 30.0))
     table = prepare_data([str(tmp_path / "source")], tmp_path / "data").table().splitlines()
     groups = ("body", "face", "left_hand", "right_hand")
-    assert table[0].split()[5:] == [word for group in groups for word in (group, "missing")]
-    assert table[1].split() == ["train", "1", "4", "0.00", "30", "0.0%", "50.0%", "100.0%", "0.0%"]
+    assert table[0].split()[6:] == [word for group in groups for word in (group, "missing")]
+    assert table[1].split() == [
+        "train",
+        "1",
+        "4",
+        "0.00",
+        "coco_wholebody_133",
+        "30",
+        "0.0%",
+        "50.0%",
+        "100.0%",
+        "0.0%",
+    ]
 
 
 def test_shards_and_files_convert_into_each_other(prepare: Any, tmp_path: Path) -> None:
@@ -152,9 +165,9 @@ def test_pose_files_become_npz(source: Path, tmp_path: Path) -> None:
 def test_pose_files_do_not_become_any_layout(tmp_path: Path) -> None:
     (tmp_path / "poses" / "train").mkdir(parents=True)
     write_pose(tmp_path / "poses" / "train" / "one.pose")
-    with pytest.raises(ValueError, match=r"layout is 'coco_17', but \.pose files convert to coco_wholebody_133"):
-        prepare_data([str(tmp_path / "poses")], tmp_path / "data", layout="coco_17")
-    assert not (tmp_path / "data").exists()
+    with pytest.raises(PoseDataError, match=r"one.pose: is of MediaPipe Holistic, .* but not to phoenix_50"):
+        prepare_data([str(tmp_path / "poses")], tmp_path / "data", layout="phoenix_50")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["rejected.jsonl"]
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
@@ -237,9 +250,82 @@ def test_too_many_bad_files_leave_the_list_alone(prepare: Any, source: Path, tmp
         prepare(strict=True, max_rejected=1.0, **BY_LANGUAGE)
 
 
+def test_what_is_no_pose_file_is_listed_and_not_counted(prepare: Any, source: Path, tmp_path: Path) -> None:
+    (source / "README.md").write_text("about")
+    (source / "ase" / "labels.csv").write_text("path,sign\n")
+    (source / ".hidden").write_text("")
+    result = prepare(max_rejected=0.0, **BY_LANGUAGE)
+    assert [Path(row["path"]).name for row in result.rejected] == ["README.md", "labels.csv"]
+    assert all("is of no known kind, expected" in row["reason"] for row in result.rejected)
+    assert len((tmp_path / "data" / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_content_decides_over_the_name(prepare: Any, source: Path, tmp_path: Path) -> None:
+    (source / "bzs" / "0.npz").rename(source / "bzs" / "0.data")
+    prepare(**BY_LANGUAGE)
+    assert "bzs_0" in read_split(tmp_path / "data" / "train")
+
+
+@pytest.mark.parametrize("shards", [None, 1])
+def test_sequences_of_several_shapes_are_not_mixed(
+    prepare: Any, source: Path, tmp_path: Path, shards: int | None
+) -> None:
+    np.savez(source / "ase" / "other.npz", poses=np.ones((3, N + 1, 3)))
+    with pytest.raises(PoseDataError, match=r"mixes 17 keypoints of 3 values \(.*\) with 18 of 3 \(.*other\.npz\)"):
+        prepare(layout=None, shards=shards, **BY_LANGUAGE)
+    assert not (tmp_path / "data").exists()
+
+
+def test_openpose_folders_are_sequences(tmp_path: Path) -> None:
+    video = tmp_path / "in" / "val" / "hello"
+    video.mkdir(parents=True)
+    for frame in range(3):
+        person = {"pose_keypoints_2d": [float(frame + 1)] * 75}
+        (video / f"hello_{frame:012d}_keypoints.json").write_text(json.dumps({"version": 1.3, "people": [person]}))
+    prepare_data([str(tmp_path / "in")], tmp_path / "data", layout="openpose_137", fps=25.0)
+    (sequence,) = read_split(tmp_path / "data" / "val").values()
+    assert sequence.id == "hello" and sequence.poses[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+# ---- killed runs ----------------------------------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("shards", [None, 8])
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, shards: int | None) -> None:
+    """SIGKILL in the middle: no split is there; the same command does the rest, and gives the same as one run."""
+    for number in range(200):
+        (tmp_path / "in" / "train").mkdir(parents=True, exist_ok=True)
+        write_npz(tmp_path / "in" / "train" / f"{number}.npz", make_sequence(str(number), 40))
+    output = tmp_path / "data"
+    command = [sys.executable, str(SCRIPT), "--input", str(tmp_path / "in"), "--layout", "coco_17", "--num-proc", "1"]
+    command += ["--shards", str(shards)] if shards else []
+    process = subprocess.Popen([*command, "--output", str(output)], stderr=subprocess.DEVNULL)
+    done = output / ".unfinished" / "done"
+    deadline = time.monotonic() + 60
+    while len(list(done.glob("[!.]*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    stopped, kept = time.time_ns(), len(list(done.glob("[!.]*.json")))
+    assert not (output / "train").exists()
+    again = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    subprocess.run([*command, "--output", str(tmp_path / "whole")], capture_output=True, check=True)
+    assert snapshot(output) == snapshot(tmp_path / "whole")
+    files = list((output / "train").iterdir())
+    before = [path for path in files if path.stat().st_mtime_ns <= stopped]
+    assert kept * (1 if shards else 16) <= len(before) < len(files)  # what was done is not done again
+    assert again.stdout.splitlines()[1].split()[:3] == ["train", "200", "8000"]
+
+
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "no input": ({"inputs": "nowhere"}, "There is no file or folder nowhere."),
-    "no files": ({"inputs": "empty"}, r"There are no \.npz or \.pose files in .*empty\."),
+    "no files": ({"inputs": "empty"}, r"There are no pose files in .*empty, expected .*\.pose, npy, npz\."),
     "no package": ({"inputs": "no_such_package:assets"}, "package no_such_package of .* is not installed"),
     "no package folder": ({"inputs": "json:assets"}, "package json has no file or folder assets"),
     "no split folder": (

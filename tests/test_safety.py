@@ -219,9 +219,9 @@ def test_a_cache_never_runs(corpus: Path, tmp_path: Path, marker: Path, write: C
     for path in caches:
         path.unlink()
         write(path, marker)
-    with pytest.raises(Exception, match=r"."):  # pyarrow's own, whichever it is
-        dataset(corpus, tmp_path / "data")
-    assert not marker.exists()
+    with pytest.warns(UserWarning, match="is damaged .* it is built again"):
+        again = dataset(corpus, tmp_path / "data")
+    assert len(again) and not marker.exists()
 
 
 @pytest.mark.parametrize("write", WRITERS)
