@@ -3,7 +3,9 @@
 Letters: T frames, N keypoints, D values per keypoint (confidence last).
 """
 
+import math
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,38 +14,38 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from datasets.distributed import split_dataset_by_node
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfFileSystem, snapshot_download
 
+from .augmentation import PoseAugmentation
 from .dataset import find_files, fit_length, normalise, spread_starts
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from .formats import FilePath, PoseDataError, PoseFileError, PoseSequence, check_npz, check_rejected, read_npz
+from .formats import (
+    FilePath,
+    PoseDataError,
+    PoseFileError,
+    PoseSequence,
+    check_npz,
+    check_rejected,
+    read_npz,
+    write_rejected,
+)
 
 # How the address of a folder of the Hub begins.
 _HUB = "hf://"
+# Files that the statistics of the feature extractor are measured on, at most; spread evenly over the split.
+_MAX_FIT_FILES = 32
 
 
-def stream_shards(
-    root: FilePath,
-    split: str = "train",
-    *,
-    feature_extractor: PoseFeatureExtractor,
-    sequence_length: int | None = None,
-    random_windows: bool | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    shuffle_buffer: int = 0,
-    max_rejected: float = 0.01,
-    strict: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-) -> datasets.IterableDataset:
-    """Reads a split as a stream, without a cache: for data that would not fit on the disk twice.
+class PoseStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The sequences of one split, read as a stream, without a cache: for data that would not fit on the disk.
 
-    The files are dealt out to the ranks, and by `DataLoader` to its workers. Their number should be a multiple of
-    ranks times workers: otherwise ranks read what others use, and workers stand idle. Every epoch takes a new stream.
-    The order depends on seed and epoch, and on the numbers of ranks and workers. To go on in the middle of an epoch,
-    skip the batches that were read (`accelerate.skip_first_batches`): their shards are read again, from the Hub too.
+    Items are those of `PoseDataset`. The files are dealt out to the ranks, and by `DataLoader` to its workers: their
+    number should be a multiple of ranks times workers, otherwise ranks read what others use, and workers stand idle.
+    Ranks and workers may come to the end of an epoch after different numbers of items. The order depends on seed,
+    epoch, and the numbers of ranks and workers. To go on in the middle of an epoch, skip what was read before: those
+    shards are read again, from the Hub too.
 
     Args:
         root: Folder that holds a folder for each split, or one of the Hub: `hf://datasets/USER/NAME`.
@@ -54,62 +56,165 @@ def stream_shards(
         rank: This process among those that share the stream.
         world_size: Number of those processes.
         shuffle_buffer: Shuffle the files, and the items within a buffer of so many; 0 keeps the order.
-        max_rejected: Share of files that may be left out because their headers say that they cannot be used. A file
-            whose data then prove broken ends the stream, as does any broken one of the Hub.
+        max_rejected: Share of files that may be left out: local ones at once when their headers say that they cannot be
+            used, any whose data prove broken when it is read, with a warning.
         strict: Stop at the first such file.
-        seed: Seed of the shuffling and of random windows; the same on every rank.
-        epoch: Number of the epoch, which draws other windows and another order.
+        fit: Measure the feature extractor's statistics on some of the files first.
+        augmentation: Applied to each window.
+        seed: Seed of the shuffling, of windows and of augmentation; the same on every rank.
 
-    Returns:
-        An iterable dataset of items as `PoseDataset` has them; read it with `DataLoader(..., collate_fn=collate)`.
+    Attributes:
+        files: Paths or addresses of the shards.
+        rejected: One {"path", "reason"} for each local file whose header says that it cannot be used.
 
     Raises:
         PoseDataError: There are no data, or too many files cannot be used.
     """
-    if os.fspath(root).startswith(_HUB):
-        files = _find_on_hub(os.fspath(root), split)
-    else:
-        files = _find_usable(root, split, feature_extractor, max_rejected, strict)
-    stream = datasets.IterableDataset.from_generator(
-        _stream_items,
-        gen_kwargs={
-            "files": files,
-            "feature_extractor": feature_extractor,
-            "sequence_length": sequence_length,
-            "seed": (seed, epoch) if (split == "train" if random_windows is None else random_windows) else None,
-        },
-    )
-    if shuffle_buffer:
-        stream = stream.shuffle(seed=seed, buffer_size=shuffle_buffer)
-    stream = split_dataset_by_node(stream, rank=rank, world_size=world_size)
-    stream.set_epoch(epoch)
-    return stream
+
+    def __init__(
+        self,
+        root: FilePath,
+        split: str = "train",
+        *,
+        feature_extractor: PoseFeatureExtractor,
+        sequence_length: int | None = None,
+        random_windows: bool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_buffer: int = 0,
+        max_rejected: float = 0.01,
+        strict: bool = False,
+        fit: bool = False,
+        augmentation: PoseAugmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.folder = f"{os.fspath(root).rstrip('/')}/{split}"
+        self.feature_extractor = feature_extractor
+        self.sequence_length = sequence_length
+        self.random_windows = split == "train" if random_windows is None else random_windows
+        self.rank, self.world_size = rank, world_size
+        self.shuffle_buffer = shuffle_buffer
+        self.augmentation = augmentation
+        self.seed = seed
+        self.rejected: list[dict[str, str]] = []
+        self.files = _find_on_hub(self.folder) if is_on_hub(root) else self._find_usable(root, split, strict)
+        total = len(self.files) + len(self.rejected)
+        check_rejected(self.folder, self.rejected, total, max_rejected)
+        # How many more may prove broken.
+        self._spare = 0 if strict else int(max_rejected * total) - len(self.rejected)
+        if fit:
+            sequences = self._read(self.files[:: math.ceil(len(self.files) / _MAX_FIT_FILES)])
+            feature_extractor.fit((sequence.poses, sequence.mask) for sequence in sequences)
+        # In shared memory, because workers that outlive an epoch must learn of the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws another order, other windows and augmentations for this epoch, in running workers too."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch = int(self._epoch)
+        # `datasets` shuffles, and deals out shards to ranks and to DataLoader's workers.
+        stream = datasets.IterableDataset.from_generator(self._items, gen_kwargs={"files": self.files, "epoch": epoch})
+        if self.shuffle_buffer:
+            stream = stream.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+        stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
+        stream.set_epoch(epoch)
+        yield from stream
+
+    def write_rejected(self, folder: FilePath) -> None:
+        """Writes `rejected.jsonl` into a folder."""
+        write_rejected(folder, self.rejected)
+
+    def _find_usable(self, root: FilePath, split: str, strict: bool) -> list[str]:
+        """Files of a local split whose headers say that they can be used; the others become `rejected`."""
+        files = []
+        for file in find_files(root, split):
+            try:
+                check_npz(file, **self._expected)
+                files.append(os.fspath(file))
+            except PoseFileError as error:
+                self.rejected.append({"path": error.path, "reason": error.reason})
+                if strict:
+                    raise PoseDataError(f"{error}.") from None
+        return files
+
+    @property
+    def _expected(self) -> dict[str, int]:
+        return {
+            "num_keypoints": self.feature_extractor.num_keypoints,
+            "keypoint_dim": self.feature_extractor.keypoint_dim,
+        }
+
+    def _read(self, files: list[str]) -> Iterator[PoseSequence]:
+        """The sequences of the files; passes over as many broken ones as may be left out."""
+        broken = 0
+        for file in files:
+            try:
+                yield from _read_file(file, **self._expected)
+            except PoseFileError as error:
+                broken += 1
+                if broken > self._spare:
+                    raise PoseDataError(f"{error}.") from None
+                warnings.warn(f"{error}; the stream goes on without it.", stacklevel=2)
+
+    def _items(self, files: list[str], epoch: int) -> Iterator[dict[str, Any]]:
+        augmentation = self.augmentation
+        for sequence in self._read(files):
+            item = normalise(self.feature_extractor, sequence) | {"id": sequence.id}
+            values, mask = item["input_values"], item["padding_mask"]
+            length = self.sequence_length or len(values)
+            span = math.ceil(length * (augmentation.max_speed if augmentation and self.sequence_length else 1.0))
+            parts = np.arange(-(-len(values) // length))
+            starts = parts * length
+            # Seeded by the name, so that a window does not depend on who reads it.
+            seed = (self.seed, epoch, zlib.crc32(sequence.id.encode()))
+            if self.random_windows:
+                draws = np.random.default_rng(seed).random(len(parts))
+                starts = spread_starts(len(values), span, parts, len(parts), draws)
+            for part, start in enumerate(starts):
+                window = values[start : start + span], mask[start : start + span]
+                if augmentation is not None:
+                    window = augmentation(*window, np.random.default_rng((*seed, part)))
+                size = length if self.sequence_length else len(window[1])
+                yield item | {
+                    "input_values": fit_length(window[0], size),
+                    "padding_mask": fit_length(window[1], size),
+                }
 
 
-def _find_usable(
-    root: FilePath, split: str, feature_extractor: PoseFeatureExtractor, max_rejected: float, strict: bool
-) -> list[str]:
-    """Files of a local split whose headers say that they can be used."""
-    files, rejected = [], []
-    for file in find_files(root, split):
-        try:
-            check_npz(file, num_keypoints=feature_extractor.num_keypoints, keypoint_dim=feature_extractor.keypoint_dim)
-            files.append(os.fspath(file))
-        except PoseFileError as error:
-            rejected.append({"path": error.path, "reason": error.reason})
-            if strict:
-                raise PoseDataError(f"{error}.") from None
-    check_rejected(Path(root) / split, rejected, len(files) + len(rejected), max_rejected)
-    return files
+def is_on_hub(root: FilePath) -> bool:
+    """Whether data lie on the Hub."""
+    return os.fspath(root).startswith(_HUB)
 
 
-def _find_on_hub(root: str, split: str) -> list[str]:
+def download_split(root: str, split: str) -> Path:
+    """Downloads a split of a dataset repository, for what must be read more than once.
+
+    Returns:
+        The local folder that holds the split's.
+    """
+    files = _find_on_hub(f"{root.rstrip('/')}/{split}")
+    try:
+        place = HfFileSystem().resolve_path(files[0])
+        folder = snapshot_download(
+            place.repo_id,
+            repo_type=place.repo_type,
+            revision=place.revision,
+            allow_patterns=[HfFileSystem().resolve_path(file).path_in_repo for file in files],
+        )
+    except (OSError, ValueError) as error:
+        raise PoseDataError(f"{root}/{split} cannot be downloaded ({_one_line(error)}).") from None
+    inside = HfFileSystem().resolve_path(root).path_in_repo
+    return Path(folder, inside)
+
+
+def _find_on_hub(folder: str) -> list[str]:
     """Files of a split of a dataset repository."""
-    folder = f"{root.rstrip('/')}/{split}"
     try:
         found = HfFileSystem().find(folder)
     except (OSError, ValueError) as error:  # no such repository, no connection, no name of a repository
-        raise PoseDataError(f"{folder} cannot be read ({' '.join(str(error).split()).rstrip('.')}).") from None
+        raise PoseDataError(f"{folder} cannot be read ({_one_line(error)}).") from None
     files = sorted(_HUB + path for path in found if path.endswith(".npz"))
     if not files:
         raise PoseDataError(f"{folder} is empty: there are no .npz files in it.")
@@ -129,28 +234,5 @@ def _read_file(file: str, **expected: int) -> list[PoseSequence]:
             raise PoseFileError(file, error.reason) from None
 
 
-def _stream_items(
-    files: list[str],
-    feature_extractor: PoseFeatureExtractor,
-    sequence_length: int | None,
-    seed: tuple[int, int] | None,
-) -> Iterator[dict[str, Any]]:
-    expected = {"num_keypoints": feature_extractor.num_keypoints, "keypoint_dim": feature_extractor.keypoint_dim}
-    for file in files:
-        for sequence in _read_file(file, **expected):
-            item = normalise(feature_extractor, sequence) | {"id": sequence.id}
-            values, mask = item["input_values"], item["padding_mask"]
-            length = sequence_length or len(values)
-            parts = np.arange(-(-len(values) // length))
-            if seed is None:
-                starts = parts * length
-            else:
-                # Seeded by the name, so that a window does not depend on who reads it.
-                draws = np.random.default_rng((*seed, zlib.crc32(sequence.id.encode()))).random(len(parts))
-                starts = spread_starts(len(values), length, parts, len(parts), draws)
-            for start in starts:
-                window = slice(start, start + length)
-                yield item | {
-                    "input_values": fit_length(values[window], length),
-                    "padding_mask": fit_length(mask[window], length),
-                }
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from modeling_pose_tokenizer.dataset import PoseDataset, collate
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError, write_shard
-from modeling_pose_tokenizer.shards import stream_shards
+from modeling_pose_tokenizer.shards import PoseStream
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +47,7 @@ def test_a_stream_has_the_items_of_the_dataset(
 ) -> None:
     options = {"feature_extractor": extractor, "sequence_length": length, "random_windows": False}
     dataset = PoseDataset(shards, cache_dir=tmp_path / "cache", **options)
-    for found, expected in zip(stream_shards(shards, **options), dataset, strict=True):
+    for found, expected in zip(PoseStream(shards, **options), dataset, strict=True):
         assert_same_items({key: found[key] for key in expected}, expected)
 
 
@@ -56,11 +56,11 @@ def test_ranks_and_workers_share_a_stream(
     shards: Path, extractor: PoseFeatureExtractor, world_size: int, workers: int
 ) -> None:
     options = {"feature_extractor": extractor, "sequence_length": L, "seed": 1}
-    expected = by_id(stream_shards(shards, **options))
+    expected = by_id(PoseStream(shards, **options))
     found: dict[str, list[dict[str, Any]]] = {}
     windows = 0
     for rank in range(world_size):
-        stream = stream_shards(shards, rank=rank, world_size=world_size, **options)
+        stream = PoseStream(shards, rank=rank, world_size=world_size, **options)
         for batch in DataLoader(stream, 2, collate_fn=collate, num_workers=workers):
             windows += len(batch["id"])
             for row, id in enumerate(batch["id"]):
@@ -72,8 +72,13 @@ def test_ranks_and_workers_share_a_stream(
 
 
 def test_a_stream_is_shuffled_by_seed_and_epoch(shards: Path, extractor: PoseFeatureExtractor) -> None:
-    def ids(**options: Any) -> list[str]:
-        return [item["id"] for item in stream_shards(shards, feature_extractor=extractor, **options)]
+    def read(epoch: int, **options: Any) -> list[dict[str, Any]]:
+        stream = PoseStream(shards, feature_extractor=extractor, **options)
+        stream.set_epoch(epoch)
+        return list(stream)
+
+    def ids(epoch: int = 0, **options: Any) -> list[str]:
+        return [item["id"] for item in read(epoch, **options)]
 
     plain = ids()
     shuffled = ids(shuffle_buffer=4)
@@ -81,8 +86,7 @@ def test_a_stream_is_shuffled_by_seed_and_epoch(shards: Path, extractor: PoseFea
     assert shuffled == ids(shuffle_buffer=4)
     assert shuffled != ids(shuffle_buffer=4, epoch=1) and shuffled != ids(shuffle_buffer=4, seed=1)
     windows = [
-        b"".join(item["input_values"].tobytes() for item in stream_shards(shards, **options))
-        for options in ({"feature_extractor": extractor, "sequence_length": 4, "epoch": epoch} for epoch in (0, 0, 1))
+        b"".join(item["input_values"].tobytes() for item in read(epoch, sequence_length=4)) for epoch in (0, 0, 1)
     ]
     assert windows[0] == windows[1] != windows[2]
 
@@ -94,15 +98,15 @@ from torch.utils.data import DataLoader
 from modeling_pose_tokenizer.dataset import collate
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError
-from modeling_pose_tokenizer.shards import stream_shards
+from modeling_pose_tokenizer.shards import PoseStream
 options = {"feature_extractor": PoseFeatureExtractor("coco_17"), "sequence_length": 8, "random_windows": False}
-stream = stream_shards("hf://datasets/someone/signs", **options)
+stream = PoseStream("hf://datasets/someone/signs", **options)
 for batch in DataLoader(stream, 3, collate_fn=collate, num_workers=int(sys.argv[1])):
     for id, values in zip(batch["id"], batch["input_values"]):
         print(id, values.double().sum().item())
 for root, split in (("hf://datasets/someone/nothing", "train"), ("hf://datasets/someone/signs", "val")):
     try:
-        stream_shards(root, split, **options)
+        PoseStream(root, split, **options)
     except PoseDataError as error:
         print(error)
 """
@@ -117,7 +121,7 @@ for root, split in (("hf://datasets/someone/nothing", "train"), ("hf://datasets/
     options = {"feature_extractor": extractor, "sequence_length": L, "random_windows": False}
     expected = [
         f"{item['id']} {item['input_values'].astype(np.float64).sum().item()}"
-        for item in stream_shards(shards, **options)
+        for item in PoseStream(shards, **options)
     ]
     assert sorted(line.split()[0] for line in items) == sorted(line.split()[0] for line in expected)
     np.testing.assert_allclose(
@@ -132,9 +136,9 @@ for root, split in (("hf://datasets/someone/nothing", "train"), ("hf://datasets/
 def test_a_stream_leaves_bad_files_out_by_the_same_rule(shards: Path, extractor: PoseFeatureExtractor) -> None:
     np.savez(shards / "train" / "large.npz", poses=np.ones((4, N + 1, D)))
     with pytest.raises(PoseDataError, match=r"1 of 5 files .* more than 1%"):
-        stream_shards(shards, feature_extractor=extractor)
+        PoseStream(shards, feature_extractor=extractor)
     with pytest.raises(PoseDataError, match=r"large.npz: poses have 18 keypoints, expected 17\."):
-        stream_shards(shards, feature_extractor=extractor, strict=True)
-    assert len(list(stream_shards(shards, feature_extractor=extractor, max_rejected=0.2))) == 12
+        PoseStream(shards, feature_extractor=extractor, strict=True)
+    assert len(list(PoseStream(shards, feature_extractor=extractor, max_rejected=0.2))) == 12
     with pytest.raises(PoseDataError, match="no folder for the split val"):
-        stream_shards(shards, "val", feature_extractor=extractor)
+        PoseStream(shards, "val", feature_extractor=extractor)
