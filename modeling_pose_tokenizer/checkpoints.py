@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_plain
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -27,8 +27,8 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Progress:
-    """Where the run stands: optimizer steps done, place in the data, the best validation so far, and how many steps
-    were skipped because their loss was no number."""
+    """Where the run stands: optimizer steps done, place in the data (its own on each rank, as streams end apart), the
+    best validation so far, and how many steps were skipped because their loss was no number."""
 
     step: int = 0
     epoch: int = 0
@@ -38,10 +38,13 @@ class Progress:
     skipped_in_row: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """All ranks ask together."""
+        return dataclasses.asdict(self) | {"places": gather_object([(self.epoch, self.batch)])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        places = state.pop("places")
         self.__dict__.update(state)
+        self.epoch, self.batch = places[PartialState().process_index % len(places)]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

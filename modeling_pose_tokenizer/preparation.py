@@ -25,7 +25,10 @@ from .dataset import PoseDataset, collate
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from .formats import PoseDataError
 from .presets import RunConfig, RunConfigError, load_run_config
+from .shards import PoseStream, download_split, is_on_hub
 from .tracking import LogFile, check_tracker
+
+TrainSet = PoseDataset | PoseStream
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.99)}),
@@ -56,7 +59,7 @@ def check_output(run: RunConfig) -> Path:
     return folder
 
 
-def prepare_output(run: RunConfig, accelerator: Accelerator, folder: Path, train_set: PoseDataset) -> None:
+def prepare_output(run: RunConfig, accelerator: Accelerator, folder: Path, train_set: TrainSet) -> None:
     """Makes the output folder: the first thing that is written."""
     try:
         if accelerator.is_main_process:
@@ -123,44 +126,62 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         raise RunConfigError(f"training: {error}") from error
 
 
-def load_data(run: RunConfig) -> tuple[PoseFeatureExtractor, PoseDataset, PoseDataset]:
+def load_data(run: RunConfig, accelerator: Accelerator) -> tuple[PoseFeatureExtractor, TrainSet, PoseDataset]:
     """The feature extractor with the statistics of the training data, the training and the validation set."""
     if run.data.path is None:
         raise RunConfigError("data.path is not given; say where train/ and val/ are, --data.path DIR.")
+    if run.data.streaming and (run.training.max_steps is None or run.data.sequence_length is None):
+        key = "training.max_steps" if run.training.max_steps is None else "data.sequence_length"
+        raise RunConfigError(
+            f"{key} is null, but data.streaming is true; a stream's length is unknown, give a number."
+        )
+    if is_on_hub(run.data.path) and not run.data.streaming:
+        raise RunConfigError(f"data.path is {run.data.path}, on the Hub; say --data.streaming true, or download it.")
     config = run.model_config()
     feature_extractor = PoseFeatureExtractor.from_config(config)
     shared: dict[str, Any] = {
         "feature_extractor": feature_extractor,
         "sequence_length": run.data.sequence_length,
-        "cache_dir": run.data.cache_dir,
         "strict": run.data.strict,
         "max_rejected": run.data.max_rejected,
-        "num_proc": run.data.num_proc,
         "seed": run.training.seed,
     }
+    kind: type[TrainSet] = PoseDataset
+    cached: dict[str, Any] = {"cache_dir": run.data.cache_dir, "num_proc": run.data.num_proc}
     windows: dict[str, Any] = {
         "random_windows": True,
         "augmentation": PoseAugmentation(config.layout, **vars(run.augmentation)),
     }
+    own = cached
+    if run.data.streaming:
+        kind = PoseStream
+        own = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        own |= {"shuffle_buffer": run.data.shuffle_buffer}
     try:
-        train_set = PoseDataset(run.data.path, run.data.train_split, fit=True, **windows, **shared)
+        train_set = kind(run.data.path, run.data.train_split, fit=True, **windows, **shared, **own)
     except PoseDataError:
         raise
     except ValueError as error:
         # Nothing to measure: either no file can be used, which is said here, or the layout's reference is never seen.
-        train_set = PoseDataset(run.data.path, run.data.train_split, **windows, **shared)
+        train_set = kind(run.data.path, run.data.train_split, **windows, **shared, **own)
         warnings.warn(f"The feature extractor has no statistics: {error}", stacklevel=2)
-    val_set = PoseDataset(run.data.path, run.data.val_split, random_windows=False, **shared)
+    root = download_split(run.data.path, run.data.val_split) if is_on_hub(run.data.path) else run.data.path
+    val_set = PoseDataset(root, run.data.val_split, random_windows=False, **shared, **cached)
     return feature_extractor, train_set, val_set
 
 
-def make_loader(run: RunConfig, train_set: PoseDataset, num_ranks: int) -> DataLoader:
-    """Shuffled windows, or whole sequences of like length; their order depends on the seed and the epoch alone."""
+def make_loader(run: RunConfig, train_set: TrainSet, num_ranks: int) -> DataLoader:
+    """Shuffled windows, or whole sequences of like length; their order depends on the seed and the epoch alone.
+
+    A stream is one rank's already.
+    """
     batch_size = run.training.batch_size
-    if run.data.sequence_length is None:
+    if isinstance(train_set, PoseStream):
+        batches: dict[str, Any] = {"batch_size": batch_size}
+    elif run.data.sequence_length is None:
         # As many frames as a batch of windows of the mean length would have.
         max_frames = math.ceil(batch_size * train_set.lengths.mean())
-        batches: dict[str, Any] = {"batch_sampler": LengthBatchSampler(train_set, max_frames)}
+        batches = {"batch_sampler": LengthBatchSampler(train_set, max_frames)}
     else:
         drop_last = len(train_set) >= batch_size * num_ranks
         batches = {"batch_size": batch_size, "shuffle": True, "drop_last": drop_last}

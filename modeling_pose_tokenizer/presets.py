@@ -79,6 +79,8 @@ class DataOptions:
     val_split: str = option("val", "folder of the validation sequences")
     sequence_length: int | None = option(64, "frames of a training window; null: whole sequences", least=1)
     val_windows: int | None = option(None, "validate on so many windows only, spread evenly", least=1)
+    streaming: bool = option(False, "read the training shards as a stream, from path or hf://datasets/USER/NAME")
+    shuffle_buffer: int = option(10_000, "streaming: windows that are held to shuffle them", least=0)
     cache_dir: str | None = option(None, "where prepared sequences are kept; null: the cache of `datasets`")
     num_proc: int | None = option(None, "processes that prepare the sequences", least=1)
     strict: bool = option(False, "stop at the first file that cannot be used")

@@ -3,6 +3,7 @@
 Letters: T frames, N keypoints, D values per keypoint (confidence last).
 """
 
+import copy
 import math
 import os
 import warnings
@@ -56,8 +57,8 @@ class PoseStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         rank: This process among those that share the stream.
         world_size: Number of those processes.
         shuffle_buffer: Shuffle the files, and the items within a buffer of so many; 0 keeps the order.
-        max_rejected: Share of files that may be left out: local ones at once when their headers say that they cannot be
-            used, any whose data prove broken when it is read, with a warning.
+        max_rejected: Share of files that may be left out: local ones at once when their headers say that they cannot
+            be used, any whose data prove broken when it is read, with a warning.
         strict: Stop at the first such file.
         fit: Measure the feature extractor's statistics on some of the files first.
         augmentation: Applied to each window.
@@ -121,6 +122,12 @@ class PoseStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world_size)
         stream.set_epoch(epoch)
         yield from stream
+
+    def of_rank(self, rank: int, world_size: int) -> "PoseStream":
+        """The same stream, another part of it."""
+        other = copy.copy(self)
+        other.rank, other.world_size = rank, world_size
+        return other
 
     def write_rejected(self, folder: FilePath) -> None:
         """Writes `rejected.jsonl` into a folder."""
@@ -195,18 +202,18 @@ def download_split(root: str, split: str) -> Path:
         The local folder that holds the split's.
     """
     files = _find_on_hub(f"{root.rstrip('/')}/{split}")
+    hub: Any = HfFileSystem()  # a bucket's paths, which are other objects, are no repository
     try:
-        place = HfFileSystem().resolve_path(files[0])
+        place = hub.resolve_path(root)
         folder = snapshot_download(
             place.repo_id,
             repo_type=place.repo_type,
             revision=place.revision,
-            allow_patterns=[HfFileSystem().resolve_path(file).path_in_repo for file in files],
+            allow_patterns=[hub.resolve_path(file).path_in_repo for file in files],
         )
     except (OSError, ValueError) as error:
         raise PoseDataError(f"{root}/{split} cannot be downloaded ({_one_line(error)}).") from None
-    inside = HfFileSystem().resolve_path(root).path_in_repo
-    return Path(folder, inside)
+    return Path(folder, place.path_in_repo)
 
 
 def _find_on_hub(folder: str) -> list[str]:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .checkpoints import whole
 from .dataset import PoseDataset
 from .presets import RunConfig, RunConfigError
+from .shards import PoseStream
 from .skeleton_pose_tokenizer import Skeleton
 from .watching import memory_in_use
 
@@ -134,21 +135,30 @@ def describe_codes(usage: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def describe(
-    accelerator: Accelerator, run: RunConfig, train_set: PoseDataset, val_set: PoseDataset, first: int, max_steps: int
+    accelerator: Accelerator,
+    run: RunConfig,
+    train_set: PoseDataset | PoseStream,
+    val_set: PoseDataset,
+    first: int,
+    max_steps: int,
 ) -> None:
     """Says what will be trained, on what and for how long."""
     for name, split in (("train", train_set), ("val", val_set)):
+        if isinstance(split, PoseStream):
+            what = f"a stream of {len(split.files):,} shards"
+        else:
+            what = f"{len(split.ids):,} sequences, {split.lengths.sum():,} frames"
         left_out = f", {len(split.rejected)} files left out" if split.rejected else ""
-        accelerator.print(f"{name}: {len(split.ids):,} sequences, {split.lengths.sum():,} frames{left_out}")
+        accelerator.print(f"{name}: {what}{left_out}")
     config = run.model_config()
     accelerator.print(f"codec: {config.bits_per_frame:g} bits per frame, {config.token_rate:g} tokens per second")
     ranks, steps = accelerator.num_processes, max_steps - first
     windows = run.training.batch_size * run.training.gradient_accumulation_steps * ranks
-    if run.data.sequence_length is None:
+    if run.data.sequence_length is None and isinstance(train_set, PoseDataset):
         frames = round(windows * train_set.lengths.mean())
         what = f"about {frames:,} frames in whole sequences"
     else:
-        frames = windows * run.data.sequence_length
+        frames = windows * (run.data.sequence_length or 0)
         what = f"{windows:,} windows of {run.data.sequence_length} frames"
     accelerator.print(
         f"run: steps {first:,} to {max_steps:,} on {ranks} x {accelerator.device.type}, each of {what}: "

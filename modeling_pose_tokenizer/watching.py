@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from .checkpoints import Progress, whole
 from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .formats import FilePath
 
 # Steps in a row without a finite loss after which a run will not recover.
 MAX_SKIPPED_IN_ROW = 10
@@ -46,7 +47,7 @@ class TrainingWatch:
     """
 
     def __init__(
-        self, accelerator: Accelerator, progress: Progress, folder: Path, config: PoseTokenizerConfig
+        self, accelerator: Accelerator, progress: Progress, folder: FilePath, config: PoseTokenizerConfig
     ) -> None:
         self.accelerator, self.progress, self.folder, self.config = accelerator, progress, folder, config
         shape = (config.num_codebooks, config.codebook_size)

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
 from transformers.utils import logging as transformers_logging
 
@@ -60,6 +60,7 @@ from modeling_pose_tokenizer.hub import save_checkpoint
 from modeling_pose_tokenizer.metrics import ReconstructionMetrics
 from modeling_pose_tokenizer.modeling_pose_tokenizer import PoseTokenizerModel
 from modeling_pose_tokenizer.preparation import (
+    TrainSet,
     check_output,
     load_data,
     make_accelerator,
@@ -70,6 +71,7 @@ from modeling_pose_tokenizer.preparation import (
 )
 from modeling_pose_tokenizer.presets import RunConfig, RunConfigError, load_run_config
 from modeling_pose_tokenizer.publishing import RunPublisher
+from modeling_pose_tokenizer.shards import PoseStream
 from modeling_pose_tokenizer.tracking import Meter, describe, describe_codes, log_reconstructions, start_trackers
 from modeling_pose_tokenizer.watching import TrainingError, TrainingWatch, describe_cost
 
@@ -81,7 +83,7 @@ class Parts:
     accelerator: Accelerator
     output_dir: Path
     feature_extractor: PoseFeatureExtractor
-    train_set: PoseDataset
+    train_set: TrainSet
     val_set: PoseDataset
     loader: DataLoader
     model: torch.nn.Module
@@ -150,12 +152,14 @@ def prepare(run: RunConfig) -> Parts:
     options, output_dir = run.training, check_output(run)
     accelerator = make_accelerator(run, output_dir)
     set_seed(options.seed)  # the same on every rank: they build the same model
-    feature_extractor, train_set, val_set = load_data(run)
+    feature_extractor, train_set, val_set = load_data(run, accelerator)
     model = PoseTokenizerModel(run.model_config()).to(accelerator.device)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = make_optimizer(run, model)
-    loader = accelerator.prepare(make_loader(run, train_set, accelerator.num_processes))
+    loader = make_loader(run, train_set, accelerator.num_processes)
+    if not run.data.streaming:  # a stream is dealt out already
+        loader = accelerator.prepare(loader)
     max_steps = options.max_steps or -(-options.num_epochs * len(loader) // options.gradient_accumulation_steps)
     scheduler = make_scheduler(run, optimizer, max_steps)
     if not run.dry_run:
@@ -171,8 +175,10 @@ def prepare(run: RunConfig) -> Parts:
     )  # fmt: skip
 
 
-def first_batches(run: RunConfig, train_set: PoseDataset) -> Iterator[dict[str, Any]]:
+def first_batches(run: RunConfig, train_set: TrainSet) -> Iterator[dict[str, Any]]:
     """Batches that are the same however many ranks there are; each epoch augments anew."""
+    if isinstance(train_set, PoseStream):
+        train_set = train_set.of_rank(0, 1)
     loader = make_loader(run, train_set, num_ranks=1)
     for epoch in count():
         train_set.set_epoch(epoch)
@@ -184,10 +190,13 @@ def endless_batches(parts: Parts, progress: Progress) -> Iterator[dict[str, Any]
     loader, skip = parts.loader, parts.accelerator.skip_first_batches
     while True:
         parts.train_set.set_epoch(progress.epoch)
-        loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]  # accelerate's own kind of loader
+        if hasattr(loader, "set_epoch"):  # accelerate's own kind
+            loader.set_epoch(progress.epoch)
         for batch in skip(loader, progress.batch) if progress.batch else loader:
             progress.batch += 1
-            yield batch
+            yield send_to_device(batch, parts.accelerator.device)
+        if progress.batch == 0:
+            raise PoseDataError(f"{parts.train_set.folder} gives this rank no sequence; use fewer ranks.")
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
