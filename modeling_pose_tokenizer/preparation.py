@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+)
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -105,7 +110,8 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
             mixed_precision=precision,
-            dynamo_backend="inductor" if options.compile else None,
+            # Of dynamic shapes inductor makes code for a CPU that no compiler takes (torch 2.13).
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if options.compile else None,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 options.gradient_accumulation_steps, sync_with_dataloader=False
             ),

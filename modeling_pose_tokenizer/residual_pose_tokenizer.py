@@ -274,7 +274,10 @@ class ResidualQuantizer(nn.Module, ABC):
                 counts = self._counts(there, kept, num_levels)
                 commitment, learned = self._losses(inputs, found, counts, kept, num_levels)
                 quantized = quantized + learned
-                self.learn(found.residuals.flatten(1, 2), found.codes.flatten(1), counts.flatten(1))
+                # Latents that are no numbers make the loss none, for all to see; codebooks must outlive such a step.
+                sound = found.residuals.isfinite().all(-1)  # (q, S, B)
+                residuals = torch.where(sound[..., None], found.residuals, 0.0)
+                self.learn(residuals.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
             # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
             passed = quantized + (inputs - inputs.detach())
         return QuantizerOutput(

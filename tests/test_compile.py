@@ -66,6 +66,7 @@ def test_one_graph_without_breaks_gives_the_same(kind: str, models: list[PoseTok
     assert len(graphs) == 1 and not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_varying_lengths_compile_a_bounded_number_of_graphs(models: list[PoseTokenizerModel]) -> None:
     model, (compiled, graphs) = models[0].eval(), compile_counting(KINDS["encode"])
     for _ in range(2):

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from models import random_poses, small_config, train_model
 from safetensors.torch import load_file
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerLoss
@@ -117,3 +118,12 @@ def test_a_dry_run_says_what_a_run_costs_and_writes_nothing(
     )
     assert not (tmp_path / "run").exists()
     assert run_script([*arguments(data, tmp_path / "run", model__kernel_size=2), "--dry-run"]) == 1
+
+
+def test_codebooks_outlive_a_step_whose_latents_are_no_numbers() -> None:
+    model = train_model(small_config("parts"), seed=0, steps=2, batch=4, frames=24).train()
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(math.nan)
+    assert not model(random_poses(model.config, 2, 24, seed=1)).loss.isfinite()
+    for name, buffer in model.quantizer.named_buffers():
+        assert not buffer.is_floating_point() or buffer.isfinite().all(), name

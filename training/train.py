@@ -5,9 +5,10 @@
     python training/train.py ...                     # one process
 
 DIR of the data holds train/ and val/ with npz files (`poses` (T, N, D), optional `mask` (T,) and `fps`) or packed
-shards of them. A configuration says only what differs from configuration/default.yaml; every key can be given on the
-command line (`--model.hidden_size 64`), and --help lists them. Launch configurations for `accelerate launch
---config_file` are in training/accelerate/: cpu, single_gpu, multi_gpu, fsdp.
+shards of them; `--data.streaming true` reads training shards without a cache, `hf://datasets/USER/NAME` too. A
+configuration says only what differs from configuration/default.yaml; every key can be given on the
+command line (`--model.hidden_size 64`), and --help lists them. training/accelerate/README.md says
+which launch to take: CPU, one GPU, several, FSDP, several machines, SLURM.
 
 The output folder receives
 
