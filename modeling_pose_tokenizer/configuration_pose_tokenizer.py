@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .skeleton_pose_tokenizer import Skeleton, build_skeleton, get_skeleton
+from .skeleton_pose_tokenizer import Skeleton, build_skeleton, get_skeleton, likely_layout
 
 # Finite scalar quantization: values per latent dimension for the usual codebook sizes (arXiv 2309.15505, section 4.1,
 # with powers of two so that a code's bits are whole).
@@ -136,7 +136,8 @@ class PoseTokenizerConfig(PreTrainedConfig):
         if self.num_keypoints != layout.num_keypoints:
             raise ValueError(
                 f"num_keypoints is {self.num_keypoints}, but the skeleton {self.skeleton or 'given'} has "
-                f"{layout.num_keypoints} keypoints; name the skeleton of your data or leave num_keypoints out."
+                f"{layout.num_keypoints} keypoints{likely_layout(self.num_keypoints or 0)}; name the skeleton of your "
+                "data or leave num_keypoints out."
             )
         if self.keypoint_dim not in (3, 4):
             raise ValueError(
@@ -152,6 +153,13 @@ class PoseTokenizerConfig(PreTrainedConfig):
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected at least {least}.")
+        # A configuration from elsewhere must not take all memory.
+        at_most = {"hidden_size": 2**14, "joint_hidden_size": 2**14, "codebook_dim": 2**14, "codebook_size": 2**20}
+        at_most |= {"num_joint_layers": 256, "num_part_layers": 256, "num_encoder_layers": 256}
+        at_most |= {"kernel_size": 1025, "downsampling_ratio": 1024}
+        for key, most in at_most.items():
+            if getattr(self, key) > most:
+                raise ValueError(f"{key} is {getattr(self, key)}; expected at most {most}.")
         if self.kernel_size % 2 == 0:
             raise ValueError(
                 f"kernel_size is {self.kernel_size}; expected an odd number, so that a step has a centre."
@@ -166,6 +174,9 @@ class PoseTokenizerConfig(PreTrainedConfig):
                 f"num_quantizers has {len(self.num_quantizers)} entries; expected one per token group "
                 f"({', '.join(self.group_names)}), or a single number for all."
             )
+        levels = [self.num_quantizers] if isinstance(self.num_quantizers, int) else self.num_quantizers
+        if max(levels) > 64:
+            raise ValueError(f"num_quantizers is {self.num_quantizers}; expected at most 64 levels.")
         if min(self.levels_per_group) < 1:
             raise ValueError(f"num_quantizers is {self.num_quantizers}; expected at least one level for every group.")
         if self.quantizer == "fsq" and self.codebook_size not in FSQ_LEVELS:

@@ -1,12 +1,13 @@
 """Turns trees of pose files into a data folder: `train`, `val` and `test` of npz files or packed shards."""
 
 import hashlib
-import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from .checking import check_from_json, check_to_json
 from .formats import (
-    FORMATS,
     LIMITS,
     FilePath,
     Limits,
@@ -31,23 +32,27 @@ from .formats import (
     PoseFileError,
     PoseSequence,
     check_rejected,
-    find_format,
     read_sequences,
     sample_frames,
     write_npz,
     write_rejected,
     write_shard,
 )
+from .layout_conversion import LayoutConversion, find_conversion
+from .plausibility import PlausibilityCheck
 from .sequences import replacing
-from .skeleton_pose_tokenizer import get_skeleton
+from .skeleton_files import is_skeleton_file, load_skeleton
+from .skeleton_pose_tokenizer import SKELETONS, Skeleton
+from .sources import SPLITS, Source, SplitRule, find_input, find_sources
 
-SPLITS = ("train", "val", "test")
-# Names that folders of splits go by.
-_SPLIT_FOLDERS = {**{name: name for name in SPLITS}, "training": "train", "dev": "val", "validation": "val"}
 # Files that a process converts before it reports back; what it has reported is not done again after a kill.
 _FILES_PER_TASK = 16
 # Folder in the output for what is not complete yet.
 _UNFINISHED = ".unfinished"
+# Part of what tells one job from another: what an older program left there is not gone on with.
+_VERSION = 2
+# Bytes of a file's name, of the 255 that file systems take; a temporary name is longer.
+_NAME_BYTES = 200
 # How long to wait for it, in which the workers of a killed run notice that they are alone.
 _LOCK_SECONDS = 2
 
@@ -82,11 +87,11 @@ class SplitSummary:
         self.missing.update(other.missing)
         self.keypoints.update(other.keypoints)
 
-    def add_sequence(self, sequence: PoseSequence, layout: str | None) -> None:
+    def add_sequence(self, sequence: PoseSequence, layout: Skeleton | None) -> None:
         """Adds one sequence of a layout, or of keypoints without names."""
         num_keypoints = sequence.poses.shape[1]
-        groups = get_skeleton(layout).group_keypoints if layout else {"all": range(num_keypoints)}
-        self.layouts[layout or f"{num_keypoints} keypoints"] += 1
+        groups = layout.group_keypoints if layout else {"all": range(num_keypoints)}
+        self.layouts[(layout and layout.name) or f"{num_keypoints} keypoints"] += 1
         self.sequences += 1
         self.frames += len(sequence.poses)
         self.seconds += len(sequence.poses) / sequence.fps if sequence.fps else 0.0
@@ -111,10 +116,19 @@ class SplitSummary:
 
 @dataclass
 class PreparedData:
-    """What `prepare_data` did: the summary of each split that it wrote, and the files that it left out."""
+    """What `prepare_data` did.
+
+    Attributes:
+        splits: The summary of each split that it wrote.
+        rejected: The files that it left out.
+        check: What cannot be right about those that it read, before they were converted.
+        notes: What is approximate about the conversion between layouts, a sentence each.
+    """
 
     splits: dict[str, SplitSummary]
     rejected: list[dict[str, str]]
+    check: PlausibilityCheck
+    notes: tuple[str, ...] = ()
 
     def table(self) -> str:
         """The summary as text, a line for each split."""
@@ -130,162 +144,6 @@ class PreparedData:
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-# ---- which file goes where ------------------------------------------------------------------------------------------
-
-
-class SplitRule:
-    """Gives each sequence its split.
-
-    Args:
-        by: `folder`: the folder named train, val or test that the file is in. `prefix`: what the sequence's id begins
-            with. `hash`: a share, by the hash of the id, so that a sequence stays where it is when others are added.
-            Or the path of a JSON file, a mapping from splits to lists of ids.
-        splits: For `prefix`, split -> prefixes, joined by commas; for `hash`, split -> share. The rest is `train`.
-
-    Raises:
-        PoseDataError: The rule makes no sense.
-    """
-
-    def __init__(self, by: str, splits: Mapping[str, str]) -> None:
-        self.by = by
-        self.shares: dict[str, float] = {}
-        self.names: dict[str, str] = {}  # id or prefix -> split
-        if splits and by not in ("prefix", "hash"):
-            raise PoseDataError(f"split.{next(iter(splits))} goes with a split by prefix or hash, but it is by {by}.")
-        if by == "prefix":
-            self.names = {prefix: split for split, text in splits.items() for prefix in text.split(",") if prefix}
-        elif by == "hash":
-            self.shares = _read_shares(splits)
-        elif by != "folder":
-            self.names = _read_split_file(by)
-
-    def __call__(self, id: str, folder: str | None) -> str:
-        """The split of a sequence, given its id and the split whose folder its file is in.
-
-        Raises:
-            PoseDataError: The rule gives it none.
-        """
-        if self.by == "folder":
-            if folder is None:
-                raise PoseDataError(
-                    f"{id} is in no folder named {', '.join(SPLITS)}: split by prefix, hash or a file."
-                )
-            return folder
-        if self.by == "hash":
-            place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
-            for split, share in self.shares.items():
-                if place < share:
-                    return split
-                place -= share
-        if self.by == "prefix":
-            return next((split for prefix, split in self.names.items() if id.startswith(prefix)), "train")
-        return self.names.get(id, "train")
-
-    def unused(self, ids: Iterable[str]) -> list[str]:
-        """Prefixes or ids of the rule that fit no sequence: most likely misspelt, and test data gone to training."""
-        left = set(self.names)
-        for id in ids:
-            left -= {prefix for prefix in left if id.startswith(prefix)} if self.by == "prefix" else {id}
-        return sorted(left)
-
-
-def _read_shares(splits: Mapping[str, str]) -> dict[str, float]:
-    try:
-        shares = {split: float(text) for split, text in splits.items()}
-    except ValueError:
-        raise PoseDataError(f"A split by hash takes shares such as 0.1, not {', '.join(splits.values())}.") from None
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) > 1:
-        raise PoseDataError(f"A split by hash takes shares above 0 that sum to 1 at most, not {shares}.")
-    return shares
-
-
-def _read_split_file(path: str) -> dict[str, str]:
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(id): split for split in SPLITS for id in table.get(split, ())}
-    except OSError as error:
-        raise PoseDataError(
-            f"{path} is not folder, prefix, hash or a JSON file to split by ({error.strerror})."
-        ) from None
-    except (ValueError, AttributeError, TypeError):
-        raise PoseDataError(f"{path} is not a JSON file that maps {', '.join(SPLITS)} to lists of ids.") from None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A file, the id of its sequence, and the split whose folder it is in."""
-
-    path: Path
-    id: str
-    split: str | None
-
-
-def find_input(text: str) -> Path:
-    """A file or folder, given as a path or, inside an installed Python package, as `package:path`.
-
-    Raises:
-        PoseDataError: There is none.
-    """
-    if Path(text).exists():
-        return Path(text)
-    package, colon, inner = text.partition(":")
-    if not colon or not package.isidentifier():
-        raise PoseDataError(f"There is no file or folder {text}.")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise PoseDataError(f"The Python package {package} of the input {text} is not installed.")
-    path = Path(next(iter(spec.submodule_search_locations)), inner)
-    if not path.exists():
-        raise PoseDataError(f"The Python package {package} has no file or folder {inner}.")
-    return path
-
-
-def _find_files(top: Path) -> Iterator[tuple[Path, bool]]:
-    """The files below a folder, sorted, and folders that are one sequence; whether each is a pose file."""
-    own = {suffix for kind in FORMATS.values() for suffix in kind.suffixes}
-    companions = {suffix for kind in FORMATS.values() for suffix in kind.companions}
-    for folder, folders, names in os.walk(top):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if find_format(folder):
-            folders.clear()
-            yield Path(folder), True
-            continue
-        for path in (Path(folder, name) for name in sorted(names)):
-            suffix = path.suffix.lower()
-            if path.name.startswith(".") or path.name == "rejected.jsonl" or suffix in companions:
-                continue
-            try:
-                yield path, suffix in own or find_format(path) is not None
-            except PoseFileError:
-                yield path, False
-
-
-def _find_sources(text: str, by_folder: bool) -> tuple[list[_Source], list[dict[str, str]]]:
-    """The pose files of an input, sorted, and the files that are of no known kind.
-
-    The id is the path below the input, or below the folder of the split.
-    """
-    top = find_input(text).absolute()
-    found = [(top, True)] if top.is_file() or find_format(top) else sorted(_find_files(top))
-    reason = f"is of no known kind, expected {', '.join(FORMATS)}"
-    unknown = [{"path": os.fspath(path), "reason": reason} for path, known in found if not known]
-    files = [path for path, known in found if known]
-    if not files:
-        raise PoseDataError(f"There are no pose files in {text}, expected {', '.join(FORMATS)}.")
-    above = top.parent.parent if files == [top] else top.parent
-    sources = []
-    for path in files:
-        first, *names = path.relative_to(above).with_suffix("").parts
-        split = None
-        if by_folder:
-            folders = [first, *names[:-1]]
-            at = max((index for index, folder in enumerate(folders) if folder in _SPLIT_FOLDERS), default=0)
-            split = _SPLIT_FOLDERS.get(folders[at])
-            names = names[at:]
-        sources.append(_Source(path, "_".join(names), split))
-    return sources, unknown
-
-
 # ---- conversion -----------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +152,8 @@ class _Job:
     """What every process must know."""
 
     folder: Path
-    layout: str | None
+    layout: Skeleton | None
+    conversion: LayoutConversion | None
     keypoint_dim: int | None
     fps: float | None
     person: int | None
@@ -302,16 +161,31 @@ class _Job:
     rule: SplitRule
     strict: bool
 
-    def read(self, source: _Source) -> list[PoseSequence]:
-        """All sequences of a file, under their final names, at the frame rate that is asked for."""
-        layout = get_skeleton(self.layout) if self.layout else None
+    @property
+    def target(self) -> Skeleton | None:
+        """The layout that sequences come out in."""
+        return SKELETONS[self.conversion.target] if self.conversion else self.layout
+
+    def read(self, source: Source, check: PlausibilityCheck) -> list[PoseSequence]:
+        """All sequences of a file, under their final names, in the layout and at the frame rate that are asked for."""
         sequences = read_sequences(
-            source.path, layout=layout, keypoint_dim=self.keypoint_dim, person=self.person, limits=self.limits
+            source.path, layout=self.layout, keypoint_dim=self.keypoint_dim, person=self.person, limits=self.limits
         )
-        for sequence in sequences:
-            if sequence.id.partition("/")[0] == source.path.stem:
-                sequence.id = source.id + sequence.id.removeprefix(source.path.stem)
-        return sequences if self.fps is None else [resample(sequence, self.fps) for sequence in sequences]
+        return [self.convert(source, sequence, check) for sequence in sequences]
+
+    def convert(self, source: Source, sequence: PoseSequence, check: PlausibilityCheck) -> PoseSequence:
+        """One sequence of a file, looked at as it was."""
+        check.add(source.path, sequence)
+        if sequence.id.partition("/")[0] == source.path.stem:
+            sequence.id = source.id + sequence.id.removeprefix(source.path.stem)
+        if self.conversion:
+            poses = self.conversion(sequence.poses)
+            sequence = PoseSequence(sequence.id, poses, sequence.mask, sequence.fps)
+        if self.fps and sequence.fps:
+            frames = len(sequence.poses) * self.fps / sequence.fps
+            size = frames * sequence.poses[0].nbytes
+            self.limits.check(source.path, f"{frames:.0f} frames at {self.fps:g} fps", size, sequence.poses.nbytes)
+        return sequence if self.fps is None else resample(sequence, self.fps)
 
 
 @dataclass
@@ -321,6 +195,7 @@ class _Result:
     `shapes` are (N, D), the first file of each.
     """
 
+    check: PlausibilityCheck
     files: int = 0
     ids: list[tuple[str, str]] = field(default_factory=list)
     splits: dict[str, SplitSummary] = field(default_factory=dict)
@@ -333,6 +208,7 @@ class _Result:
         self.ids += other.ids
         self.rejected += other.rejected
         self.shapes = other.shapes | self.shapes
+        self.check.merge(other.check)
         for split, summary in other.splits.items():
             self.splits.setdefault(split, SplitSummary()).add(summary)
 
@@ -340,13 +216,15 @@ class _Result:
         """Writes it; `load` is the inverse."""
         splits = {split: summary.to_json() for split, summary in self.splits.items()}
         content = vars(self) | {"splits": splits, "shapes": list(self.shapes.items())}
+        content["check"] = check_to_json(self.check)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "_Result":
+    def load(cls, path: Path, layout: Skeleton | None) -> "_Result":
         """The inverse of `save`."""
         content = json.loads(path.read_text(encoding="utf-8"))
+        content["check"] = check_from_json(content["check"], layout)
         content["ids"] = [(split, id) for split, id in content["ids"]]
         content["splits"] = {split: SplitSummary.from_json(own) for split, own in content["splits"].items()}
         content["shapes"] = {(shape[0], shape[1]): file for shape, file in content["shapes"]}
@@ -362,13 +240,13 @@ def resample(sequence: PoseSequence, fps: float) -> PoseSequence:
     return PoseSequence(sequence.id, poses, mask, fps)
 
 
-def _convert(job: _Job, name: str, shard: bool, sources: Sequence[_Source]) -> _Result:
+def _convert(job: _Job, name: str, shard: bool, sources: Sequence[Source]) -> _Result:
     """Converts files to one shard in each split, or to one file for each sequence, and records that it did."""
-    result = _Result(files=len(sources))
+    result = _Result(PlausibilityCheck(job.layout), files=len(sources))
     packed: dict[str, list[PoseSequence]] = {}
     for source in sources:
         try:
-            sequences = job.read(source)
+            sequences = job.read(source, result.check)
         except PoseFileError as error:
             if job.strict:
                 raise PoseDataError(f"{error}.") from None
@@ -378,7 +256,7 @@ def _convert(job: _Job, name: str, shard: bool, sources: Sequence[_Source]) -> _
             split = job.rule(sequence.id, source.split)
             num_keypoints, keypoint_dim = sequence.poses.shape[1:]
             result.ids.append((split, sequence.id))
-            result.splits.setdefault(split, SplitSummary()).add_sequence(sequence, job.layout)
+            result.splits.setdefault(split, SplitSummary()).add_sequence(sequence, job.target)
             result.shapes.setdefault((num_keypoints, keypoint_dim), os.fspath(source.path))
             if shard:
                 packed.setdefault(split, []).append(sequence)
@@ -392,12 +270,20 @@ def _convert(job: _Job, name: str, shard: bool, sources: Sequence[_Source]) -> _
 
 
 def _file_name(id: str) -> str:
-    """The id as a file name: it comes from a file, and must not lead out of the folder."""
-    return re.sub(r"[^\w.+=@-]+", "_", id).lstrip(".") or "_"
+    """The id as a file name: it comes from a file, and must not lead out of the folder, nor be too long for one."""
+    name = re.sub(r"[^\w.+=@-]+", "_", id).lstrip(".") or "_"
+    if len(name.encode()) > _NAME_BYTES:
+        digest = hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        name = f"{name.encode()[: _NAME_BYTES - 17].decode(errors='ignore')}-{digest}"
+    return name
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would wait for work forever, and hold the lock."""
+    """Ends this worker when its parent is killed: it would wait for work forever, and hold the lock.
+
+    Ctrl-C is the parent's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -408,7 +294,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _convert_all(job: _Job, sources: Sequence[_Source], shards: int | None, num_proc: int) -> _Result:
+def _convert_all(job: _Job, sources: Sequence[Source], shards: int | None, num_proc: int) -> _Result:
     """Deals the files out to processes and adds up what came of them, without those that are done already."""
     if shards:
         count = min(shards, len(sources))
@@ -416,11 +302,11 @@ def _convert_all(job: _Job, sources: Sequence[_Source], shards: int | None, num_
     else:
         starts = range(0, len(sources), _FILES_PER_TASK)
         tasks = {f"{start:09d}": sources[start : start + _FILES_PER_TASK] for start in starts}
-    total = _Result()
+    total = _Result(PlausibilityCheck(job.layout))
     results: dict[str, _Result] = {}
     for name in tasks:
-        with suppress(OSError):
-            results[name] = _Result.load(job.folder / "done" / f"{name}.json")
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: it is done again
+            results[name] = _Result.load(job.folder / "done" / f"{name}.json", job.layout)
     left = {name: own for name, own in tasks.items() if name not in results}
     done = sum(result.files for result in results.values())
     convert = partial(_convert, job)
@@ -495,7 +381,7 @@ def _unfinished(output: Path, key: str) -> Iterator[Path]:
         raise PoseDataError(f"{output} is being written by another process.") from None
 
 
-def _key_of(sources: Sequence[_Source], *settings: Any) -> str:
+def _key_of(sources: Sequence[Source], *settings: Any) -> str:
     """What tells one job from another: what it reads, as it stands on the disk, and how."""
     files = []
     for source in sources:
@@ -504,7 +390,7 @@ def _key_of(sources: Sequence[_Source], *settings: Any) -> str:
             status = source.path.stat()
             name += (status.st_size, status.st_mtime_ns)
         files.append(name)
-    return hashlib.sha256(json.dumps([files, settings], default=vars).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_VERSION, files, settings], default=vars).encode()).hexdigest()
 
 
 def _move(work: Path, output: Path, result: _Result) -> None:
@@ -523,6 +409,7 @@ def prepare_data(
     output: FilePath,
     *,
     layout: str | None = "coco_wholebody_133",
+    to_layout: str | None = None,
     keypoint_dim: int | None = None,
     fps: float | None = None,
     person: int | None = None,
@@ -545,7 +432,8 @@ def prepare_data(
             an installed Python package. What is of no known kind is listed with the files left out.
         output: The data folder; gets a folder for each split and `rejected.jsonl`.
         layout: Layout that files are brought into by the names of their keypoints, and that those without names (npz,
-            npy) must have; None leaves them as they are.
+            npy) must have: a name or a YAML file (see `skeleton_files`); None leaves them as they are.
+        to_layout: Name of the layout that sequences are then converted to (see `layout_conversion`); None keeps it.
         keypoint_dim: D that files must have; None means 3, 4 for motion capture, and any for npz and npy files.
         fps: Frame rate to bring sequences to; one that states none is taken to have it. None keeps their own.
         person: The person to read of files with several, from 0 on; None means the one of whom most is seen.
@@ -563,15 +451,16 @@ def prepare_data(
             be written.
     """
     for name, value in (("fps", fps), ("shards", shards), ("num_proc", num_proc)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise PoseDataError(f"{name} is {value}, expected a number above 0.")
-    if layout is not None:
-        get_skeleton(layout)  # an unknown name is refused before anything else happens
+    if not 0 <= max_rejected <= 1:
+        raise PoseDataError(f"max_rejected is {max_rejected}, expected a share from 0 to 1.")
+    skeleton, conversion = _layouts(layout, to_layout)  # an unknown name is refused before anything else happens
     rule = SplitRule(split_by, splits or {})
-    found = [_find_sources(text, by_folder=split_by == "folder") for text in inputs]
+    found = [find_sources(text, by_folder=split_by == "folder") for text in inputs]
     sources = [source for known, _ in found for source in known]
     output = Path(output)
-    settings = (layout, keypoint_dim, fps, person, rule, shards, limits)
+    settings = (repr(skeleton), to_layout, keypoint_dim, fps, person, rule, shards, limits)
     try:
         key = _key_of(sources, *settings)
         moving = (output / _UNFINISHED / "moving").exists() and (output / _UNFINISHED / "key").read_text() == key
@@ -579,7 +468,7 @@ def prepare_data(
         if present and not overwrite and not moving:
             raise PoseDataError(f"{output} holds {', '.join(present)} already: give another output, or --overwrite.")
         with _unfinished(output, key) as work:
-            job = _Job(work, layout, keypoint_dim, fps, person, limits, rule, strict)
+            job = _Job(work, skeleton, conversion, keypoint_dim, fps, person, limits, rule, strict)
             result = _convert_all(job, sources, shards, num_proc or os.cpu_count() or 1)
             rejected = result.rejected + [row for _, unknown in found for row in unknown]
             if rejected:
@@ -592,8 +481,24 @@ def prepare_data(
     except OSError as error:
         raise PoseDataError(f"{output} cannot be written ({error.strerror or error}).") from None
     except BrokenProcessPool:
-        raise PoseDataError("A process was killed, most likely for lack of memory: lower num_proc.") from None
+        raise PoseDataError(
+            "A process was killed, most likely for lack of memory: lower num_proc, or find the file with --check."
+        ) from None
     finally:
         with suppress(OSError):
             output.rmdir()  # where nothing was written to it
-    return PreparedData({split: result.splits[split] for split in SPLITS if split in result.splits}, rejected)
+    summaries = {split: result.splits[split] for split in SPLITS if split in result.splits}
+    return PreparedData(summaries, rejected, result.check, conversion.notes if conversion else ())
+
+
+def _layouts(layout: str | None, to_layout: str | None) -> tuple[Skeleton | None, LayoutConversion | None]:
+    """The layout that files come into, and what becomes of it then."""
+    skeleton = None if layout is None else load_skeleton(layout)
+    if to_layout is None:
+        return skeleton, None
+    if layout is None or is_skeleton_file(layout):
+        raise PoseDataError(f"to_layout is {to_layout}, but layout is {layout}, expected the name of one.")
+    return skeleton, find_conversion(layout, to_layout)
+
+
+__all__ = ["PreparedData", "SplitRule", "SplitSummary", "find_input", "prepare_data", "resample"]

@@ -12,7 +12,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .normalization_pose_tokenizer import PoseNormalizer, to_numpy
-from .skeleton_pose_tokenizer import SKELETONS, Skeleton, build_skeleton, get_skeleton
+from .skeleton_pose_tokenizer import Skeleton, build_skeleton, get_skeleton, likely_layout
 
 Array = np.ndarray | torch.Tensor
 
@@ -228,8 +228,8 @@ class PoseFeatureExtractor(PoseNormalizer, SequenceFeatureExtractor):
             raise ValueError(f"sequences have {min(lengths)} to {max(lengths)} frames; expected padding=True.")
         return BatchFeature(self.stack(processed_features, padded), tensor_type=return_tensors)
 
-    def _layouts_of(self, num_keypoints: int) -> list[str]:
-        return [name for name, layout in SKELETONS.items() if layout.num_keypoints == num_keypoints]
+    def _likely_layout(self, num_keypoints: int) -> str:
+        return likely_layout(num_keypoints)
 
 
 PoseFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

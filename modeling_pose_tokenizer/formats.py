@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .motion_capture import is_amc, is_bvh, read_amc, read_bvh
 from .npz_files import check_npz, read_npy, read_npz, write_npz, write_shard
 from .pose_files import is_pose_file, read_pose, read_pose_file, write_pose
@@ -37,6 +39,7 @@ from .sequences import (
     check_rejected,
     make_sequence,
     nearest_frames,
+    one_sentence,
     sample_frames,
     write_rejected,
 )
@@ -148,7 +151,9 @@ def read_sequences(
     kind = find_format(path)
     if kind is None:
         raise PoseFileError(path, f"is of no known kind, expected {', '.join(FORMATS)}")
-    return kind.read(Path(path), ReadOptions(layout, keypoint_dim, person, limits))
+    # A reader says it better, where it foresees it. What is no finite number becomes missing, without a warning.
+    with one_sentence(path, f"of the kind {kind.name}"), np.errstate(invalid="ignore", over="ignore"):
+        return kind.read(Path(path), ReadOptions(layout, keypoint_dim, person, limits))
 
 
 register_format("MediaPipe table", is_mediapipe_table, read_mediapipe_table)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -76,7 +76,15 @@ def load_pretrained(
             name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
         )
         feature_extractor = PoseFeatureExtractor.from_pretrained(name, revision=revision)
-    except (OSError, HFValidationError, SafetensorError, RuntimeError, ValueError) as error:
+    except (
+        OSError,
+        HFValidationError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        StrictDataclassError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ModelFolderError(f"{name}: no pose tokenizer can be loaded from it ({reason[:300]}).") from error
     finally:

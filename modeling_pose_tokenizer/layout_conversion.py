@@ -9,18 +9,10 @@ from functools import cache
 
 import numpy as np
 
-from .formats import PoseDataError
+from .pose_files import IBUG_MESH_POINTS
+from .sequences import PoseDataError
 from .skeleton_pose_tokenizer import SKELETONS, Skeleton, get_skeleton
 
-# MediaPipe's face mesh vertices nearest to the 68 points of iBUG-300W, in their order.
-IBUG_MESH_POINTS = (
-    *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),  # jaw
-    *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),  # brows
-    *(168, 197, 5, 4, 75, 97, 2, 326, 305),  # nose
-    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),  # eyes
-    *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # outer lips
-    *(78, 82, 13, 312, 308, 317, 14, 87),  # inner lips
-)
 # Layouts whose face is the mesh; the others have points of iBUG-300W, of which `face_68` and `face_69` are the pupils.
 _MESH_LAYOUTS = ("mediapipe_holistic_543", "mediapipe_holistic_178")
 # What can stand for a keypoint that a layout lacks: the mean of others, and how true that is.

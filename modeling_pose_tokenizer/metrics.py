@@ -43,9 +43,10 @@ token_rate            tokens of all codebooks per second                        
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -62,10 +63,12 @@ __all__ = ["DISTANCE_KEYS", "PCK_THRESHOLDS", "ReconstructionMetrics", "referenc
 
 PCK_THRESHOLDS = (0.05, 0.1, 0.2)
 DISTANCE_KEYS = ("mpjpe", "mse", "mae", "rmse", "velocity_error", "acceleration_error")
+# Speeds of keypoints, in shoulder widths per second, between which errors are told apart; the last bin has no end.
+SPEED_EDGES = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 SHOULDER_WIDTHS, INPUT_UNITS = 0, 1
 
 
-def _ratio(total: float, count: float) -> float | None:
+def ratio(total: float, count: float) -> float | None:
     """A mean for JSON: `None` where nothing was counted or the sum is not a finite number."""
     return total / count if count > 0 and math.isfinite(total) else None
 
@@ -113,7 +116,40 @@ def reference_scale(
     return torch.tensor(scales, dtype=torch.float64)
 
 
-class ReconstructionMetrics:
+class MetricSums:
+    """Sums and counts in float64, which add up over batches and ranks.
+
+    Args:
+        shapes: name -> shape of what is summed up.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+    def merge(self, other: Self) -> None:
+        """Adds what another object of the same layout and configuration has counted."""
+        for name, value in other._state.items():
+            self._state[name] += value
+
+    def reduce(self) -> Self:
+        """A new object with the totals over all ranks of the `torch.distributed` job (a plain copy outside of one)."""
+        total = copy.copy(self)
+        flat = torch.cat([value.flatten() for value in self._state.values()])
+        if dist.is_available() and dist.is_initialized():
+            flat = flat.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(flat)
+        sizes = [value.numel() for value in self._state.values()]
+        parts = zip(self._state.items(), flat.cpu().split(sizes), strict=True)
+        total._state = {name: part.view_as(value).clone() for (name, value), part in parts}
+        return total
+
+    def reset(self) -> None:
+        """Forgets everything counted so far."""
+        for value in self._state.values():
+            value.zero_()
+
+
+class ReconstructionMetrics(MetricSums):
     """Reconstruction and token metrics of the module's tables, exact over batches, objects and ranks.
 
     Only sums and counts are kept, in float64: updating in any batching, merging objects and reducing over ranks give
@@ -157,11 +193,14 @@ class ReconstructionMetrics:
             "velocity": (2, num_keypoints),
             "acceleration": (2, num_keypoints),
             "hits": (len(PCK_THRESHOLDS), num_keypoints),
+            # by bins of the original's speed, where the frame rate is known
+            "speed_points": (len(SPEED_EDGES) + 1, num_keypoints),
+            "speed_distance": (len(SPEED_EDGES) + 1, num_keypoints),
             "codes": codes_shape,
             "quantization": (2,),  # weighted sum, weight
             "data": (2,),  # sequences, frames
         }
-        self._state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        super().__init__(shapes)
 
     def update(
         self,
@@ -220,6 +259,12 @@ class ReconstructionMetrics:
             "hits": torch.stack([((distance <= a) & scored).sum((0, 1)) for a in PCK_THRESHOLDS]),  # (M, N)
             "data": torch.stack([mask.bool().any(1).sum(), mask.bool().sum()]),
         }
+        if self.config is not None:
+            steps = (references[:, 1:, :, :-1].double() - references[:, :-1, :, :-1].double()).norm(dim=-1)
+            bins = torch.bucketize(steps * self.config.sampling_rate, torch.tensor(SPEED_EDGES, dtype=torch.float64))
+            here = [pairs & (bins == number) for number in range(len(SPEED_EDGES) + 1)]  # (B, T - 1, N) each
+            sums["speed_points"] = torch.stack([each.sum((0, 1)) for each in here])
+            sums["speed_distance"] = torch.stack([torch.where(e, distance[:, 1:], 0.0).sum((0, 1)) for e in here])
         for name, value in sums.items():
             self._state[name] += value
 
@@ -256,28 +301,6 @@ class ReconstructionMetrics:
             weighted = [float(quantization_error) * len(kept), len(kept)]
             self._state["quantization"] += torch.tensor(weighted, dtype=torch.float64)
 
-    def merge(self, other: ReconstructionMetrics) -> None:
-        """Adds what another object of the same layout and configuration has counted."""
-        for name, value in other._state.items():
-            self._state[name] += value
-
-    def reduce(self) -> ReconstructionMetrics:
-        """A new object with the totals over all ranks of the `torch.distributed` job (a plain copy outside of one)."""
-        total = ReconstructionMetrics(self.skeleton, self.config, self.confidence_threshold)
-        flat = torch.cat([value.flatten() for value in self._state.values()])
-        if dist.is_available() and dist.is_initialized():
-            flat = flat.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-            dist.all_reduce(flat)
-        sizes = [value.numel() for value in self._state.values()]
-        for name, value in zip(self._state, flat.cpu().split(sizes), strict=True):
-            total._state[name] = value.view_as(self._state[name]).clone()
-        return total
-
-    def reset(self) -> None:
-        """Forgets everything counted so far."""
-        for value in self._state.values():
-            value.zero_()
-
     @property
     def code_counts(self) -> torch.Tensor:
         """(Q, K) int64, how often each code of each codebook was seen."""
@@ -291,7 +314,7 @@ class ReconstructionMetrics:
         index = list(range(len(self.skeleton.keypoint_names))) if keypoints is None else list(keypoints)
 
         def mean(name: str, counts: str) -> float | None:
-            return _ratio(self._state[name][unit, index].sum().item(), self._state[counts][index].sum().item())
+            return ratio(self._state[name][unit, index].sum().item(), self._state[counts][index].sum().item())
 
         mse = mean("squared", "points")
         result = {"mpjpe": mean("distance", "points"), "mse": mse, "mae": mean("absolute", "points")}
@@ -299,23 +322,41 @@ class ReconstructionMetrics:
         if unit == SHOULDER_WIDTHS:
             points = self._state["points"][index].sum().item()
             hits = self._state["hits"][:, index].sum(1).tolist()
-            result |= {f"pck@{a}": _ratio(hit, points) for a, hit in zip(PCK_THRESHOLDS, hits, strict=True)}
+            result |= {f"pck@{a}": ratio(hit, points) for a, hit in zip(PCK_THRESHOLDS, hits, strict=True)}
         result["velocity_error"] = mean("velocity", "pairs")
         result["acceleration_error"] = mean("acceleration", "triples")
         return result
+
+    def count_points(self, keypoints: Sequence[int] | None = None) -> int:
+        """How often some keypoints (default all) were scored."""
+        points = self._state["points"]
+        return int((points if keypoints is None else points[list(keypoints)]).sum().item())
 
     def hand_error(self) -> float | None:
         """mpjpe over the keypoints of all hands, in shoulder widths; over all keypoints where there are no hands."""
         hands = [group for group in self.skeleton.groups if "hand" in group]
         return self.summary([k for group in hands for k in self.skeleton.group_keypoints[group]] or None)["mpjpe"]
 
+    def by_speed(self, keypoints: Sequence[int]) -> list[dict[str, float | int | None]]:
+        """mpjpe over frames in which a keypoint of the original moves `from` so many shoulder widths per second `to`
+        so many, since the frame before; without a configuration nothing is counted."""
+        index = list(keypoints)
+        counts = self._state["speed_points"][:, index].sum(1).tolist()
+        totals = self._state["speed_distance"][:, index].sum(1).tolist()
+        return [
+            {"from": start, "to": stop, "mpjpe": ratio(total, count), "count": int(count)}
+            for start, stop, total, count in zip(
+                (0.0, *SPEED_EDGES), (*SPEED_EDGES, None), totals, counts, strict=True
+            )
+        ]
+
     def compute(self) -> dict[str, Any]:
         """All figures as plain numbers for JSON; `None` wherever nothing was counted or a figure is not finite.
 
         Returns:
             `{"overall", "parts": {group: ...}, "per_keypoint": {name: ...}}` in shoulder widths, `"input_units"` with
-            the same three in the units of the input files, `"tokens"` (its lists in codebook order, level-major, as
-            named by `codebooks`) and `"data"`.
+            the same three in the units of the input files, `"by_speed"` (group -> bins), `"tokens"` (its lists in
+            codebook order, level-major, as named by `codebooks`) and `"data"`.
         """
 
         def tables(unit: int) -> dict[str, Any]:
@@ -330,6 +371,9 @@ class ReconstructionMetrics:
         return {
             **tables(SHOULDER_WIDTHS),
             "input_units": tables(INPUT_UNITS),
+            "by_speed": {
+                group: self.by_speed(keypoints) for group, keypoints in self.skeleton.group_keypoints.items()
+            },
             "tokens": self._compute_tokens(),
             "data": {
                 "sequences": sequences,
@@ -355,7 +399,7 @@ class ReconstructionMetrics:
             "token_rate": None if config is None else config.token_rate,
             "codebook_utilization": utilization,
             "perplexity": perplexity,
-            "quantization_error": _ratio(*self._state["quantization"].tolist()),
+            "quantization_error": ratio(*self._state["quantization"].tolist()),
             "compression_ratio": None if config is None else 32 * coordinates / config.bits_per_frame,
             "codebooks": [] if config is None else [f"{group}/{level}" for group, level in config.codebook_index],
         }

@@ -25,6 +25,7 @@ from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
 from .quantization_pose_tokenizer import QUANTIZERS, broadcast_module
 from .residual_pose_tokenizer import ResidualQuantizer
 from .saving_pose_tokenizer import PoseTokenizerSavingMixin
+from .skeleton_pose_tokenizer import likely_layout
 
 if TYPE_CHECKING:  # transformers finds imports by text: so these travel with every copy of the code
     from .codes_pose_tokenizer import PoseCodeFormatter  # noqa: F401
@@ -524,9 +525,11 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
     def _check_values(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
         expected = (self.config.num_keypoints, self.config.keypoint_dim)
         if input_values.ndim != 4 or tuple(input_values.shape[2:]) != expected or input_values.shape[1] < 1:
+            known = input_values.ndim == 4 and input_values.shape[2] != expected[0]
             raise ValueError(
                 f"input_values has shape {tuple(input_values.shape)}; expected (batch, frames, {expected[0]}, "
-                f"{expected[1]}) with at least one frame. PoseFeatureExtractor makes it from your poses."
+                f"{expected[1]}) with at least one frame{likely_layout(input_values.shape[2]) if known else ''}. "
+                "PoseFeatureExtractor makes it from your poses."
             )
         if padding_mask is not None and padding_mask.shape != input_values.shape[:2]:
             raise ValueError(

@@ -117,9 +117,9 @@ class PoseNormalizer:
             "num_frames": np.int64(num_frames),
         }
 
-    def _layouts_of(self, num_keypoints: int) -> list[str]:
-        """Names of layouts with so many keypoints, as far as they are known here."""
-        return []
+    def _likely_layout(self, num_keypoints: int) -> str:
+        """What a refusal of so many keypoints adds: the layout that has them, as far as layouts are known here."""
+        return ""
 
     def _read(self, poses: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Checks one sequence; returns points (T, N, D-1), confidence (T, N) in [0, 1], observed (T, N) bool."""
@@ -132,11 +132,9 @@ class PoseNormalizer:
         if num_frames == 0:
             raise ValueError("poses have no frames; expected at least one.")
         if num_keypoints != self.num_keypoints:
-            known = self._layouts_of(num_keypoints)
-            hint = f" ({num_keypoints} is the layout {' or '.join(known)})" if known else ""
             raise ValueError(
                 f"poses have {num_keypoints} keypoints; the layout {self.skeleton or 'given in keypoint_names'}"
-                f" has {self.num_keypoints}{hint}."
+                f" has {self.num_keypoints}{self._likely_layout(num_keypoints)}."
             )
         if keypoint_dim != self.keypoint_dim:
             names = ["x", "y", "z"][: self.keypoint_dim - 1] if self.keypoint_dim <= 4 else ["coordinates"]

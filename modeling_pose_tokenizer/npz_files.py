@@ -4,6 +4,8 @@ Every array is checked by its header before its data is loaded. Letters: T frame
 (confidence last).
 """
 
+import errno
+import io
 import math
 import os
 import zipfile
@@ -27,6 +29,9 @@ from .sequences import (
     one_sentence,
     replacing,
 )
+
+_MAX_DEFLATE = 1040  # bytes that a byte can become
+_MAX_HEADER = 10_000  # bytes of an array's header, as numpy has it
 
 
 def read_npz(
@@ -66,6 +71,7 @@ def _read_sequences(
     expected = {"num_keypoints": num_keypoints, "keypoint_dim": keypoint_dim}
     if "offsets" not in arrays:
         return [make_sequence(path, Path(path).stem, poses, mask, fps, **expected)]
+    check_poses(path, poses, num_keypoints, keypoint_dim)
     offsets, ids = _check_index(path, arrays)
     if mask is not None and mask.shape != (len(poses),):
         raise PoseFileError(path, f"mask has shape {mask.shape}, expected ({len(poses)},), one value per frame")
@@ -134,9 +140,12 @@ def read_arrays(
     Raises:
         PoseFileError: The file is broken, lacks one of the `required` arrays, or asks for more than the limits.
     """
+    check_size(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(names) < len(archive.infolist()):
+                raise PoseFileError(path, "holds two arrays of one name, expected unique names")
             lacking = [key for key in required if key not in names]
             if lacking:
                 found = ", ".join(sorted(names)[:8]) or "nothing"
@@ -151,6 +160,8 @@ def read_arrays(
     except zipfile.BadZipFile as error:
         raise PoseFileError(path, f"is not an npz file, or a truncated one ({first_line(error)})") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # its directory points before its beginning
+            raise PoseFileError(path, "is not an npz file, or a truncated one (its directory is wrong)") from None
         raise PoseFileError(path, f"cannot be read ({error.strerror or first_line(error)})") from None
     # Broken bytes surface as a dozen types (zlib.error, EOFError, SyntaxError, MemoryError ...); none may stop a run.
     except Exception as error:
@@ -161,13 +172,13 @@ def _read_member(
     path: FilePath, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits, load: bool
 ) -> np.ndarray:
     """Reads one member of an npz file."""
-    ratio = 1 if info.compress_type == zipfile.ZIP_STORED else limits.ratio
-    held = min(info.file_size, info.compress_size * ratio)
+    most = 1 if info.compress_type == zipfile.ZIP_STORED else _MAX_DEFLATE
+    held = min(info.file_size, info.compress_size * most)
     if info.header_offset + info.compress_size > os.path.getsize(path):
         held = 0
     key = info.filename.removesuffix(".npy")
     with archive.open(info) as stream:
-        shape, dtype = _read_header(path, key, stream, held, limits)
+        shape, dtype = _read_header(path, key, stream, held, info.compress_size, limits)
     if not load:
         return np.broadcast_to(np.zeros((), dtype), shape)
     with archive.open(info) as stream:
@@ -175,15 +186,24 @@ def _read_member(
 
 
 def _read_header(
-    path: FilePath, key: str, stream: IO[bytes], held: float, limits: Limits
+    path: FilePath, key: str, stream: IO[bytes], held: float, packed: int, limits: Limits
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array, after its declared size has proved possible and its dtype harmless."""
+    """Shape and dtype of an array, after its declared size has proved possible and its dtype harmless.
+
+    `held` are the bytes that its data can have at most, `packed` those that it has in the file.
+    """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise PoseFileError(path, f"{key} has npy version {version}, expected plain numbers or text")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    held -= stream.tell()
+    first = version == (1, 0)
+    prefix = stream.read(2 if first else 4)
+    length = int.from_bytes(prefix, "little")
+    if length > _MAX_HEADER:  # numpy would read it first
+        raise PoseFileError(path, f"{key} declares a header of {length} bytes, expected {_MAX_HEADER} at most")
+    header = io.BytesIO(prefix + stream.read(length))
+    read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(header)
+    held -= len(np.lib.format.magic(*version)) + len(header.getvalue())
     if dtype.hasobject or dtype.kind not in "biufU":
         raise PoseFileError(path, f"{key} has dtype {dtype}, expected numbers")
     if min(shape, default=0) < 0:
@@ -191,10 +211,7 @@ def _read_header(
     declared = math.prod(shape) * dtype.itemsize
     if declared > held:
         raise PoseFileError(path, f"{key} declares {declared} bytes of data, more than the file holds")
-    if declared > limits.array_bytes:
-        raise PoseFileError(
-            path, f"{key} declares {declared} bytes of data, more than the limit of {limits.array_bytes}"
-        )
+    limits.check(path, key, declared, packed)
     return shape, dtype
 
 
@@ -206,7 +223,7 @@ def read_npy(path: Path, options: ReadOptions) -> list[PoseSequence]:
     """
     size = check_size(path, options.limits.array_bytes)
     with one_sentence(path, "an npy file"), path.open("rb") as stream:
-        _read_header(path, "the array", stream, size, options.limits)
+        _read_header(path, "the array", stream, size, size, options.limits)
         stream.seek(0)
         poses = np.lib.format.read_array(stream, allow_pickle=False)
     return [

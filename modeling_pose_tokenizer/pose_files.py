@@ -139,7 +139,7 @@ def read_pose_file(path: Path, options: ReadOptions) -> list[PoseSequence]:
     coordinates, confidence = coordinates[:, person], confidence[:, person]
     components = {component.name: component.points for component in pose.header.components}
     points = [(component, point) for component, own in components.items() for point in own]
-    if len(points) != coordinates.shape[1]:
+    if not points or len(points) != coordinates.shape[1]:
         raise PoseFileError(path, f"names {len(points)} points, but holds {coordinates.shape[1]}")
     dim = options.keypoint_dim or 3
     if coordinates.shape[2] < dim - 1:

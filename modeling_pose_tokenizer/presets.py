@@ -20,6 +20,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .skeleton_files import SKELETON_KEYS, is_skeleton_file, read_skeleton
+from .yaml_files import load_yaml
 
 DEFAULT_PRESET = Path(__file__).parents[1] / "configuration" / "default.yaml"
 
@@ -220,7 +222,7 @@ def load_run_config(args: Sequence[str]) -> RunConfig:
     # Files and command line take the same way through the parser, so that they mean and refuse the same.
     values = _parse([f"--{key}={text}" for key, text in texts.items()] + options, origins)
     run = RunConfig(
-        model={key: values[f"model.{key}"] for key in model_types() if f"model.{key}" in origins},
+        model=_open_skeleton({key: values[f"model.{key}"] for key in model_types() if f"model.{key}" in origins}),
         **{
             name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
             for name, section in SECTIONS.items()
@@ -229,6 +231,20 @@ def load_run_config(args: Sequence[str]) -> RunConfig:
     )
     _check_ranges(run, origins)
     return run
+
+
+def _open_skeleton(model: dict[str, Any]) -> dict[str, Any]:
+    """The model's keys with a skeleton file's content in place of its name, so that a run's record is whole."""
+    path = model.get("skeleton")
+    if not is_skeleton_file(path):
+        return model
+    twice = [key for key in SKELETON_KEYS if model.get(key) is not None]
+    if twice:
+        raise RunConfigError(f"model.skeleton is {path} and model.{twice[0]} is given too; give one of them.")
+    try:
+        return model | {"skeleton": None} | read_skeleton(str(path))
+    except ValueError as error:
+        raise RunConfigError(f"model.skeleton: {error}") from error
 
 
 def read_preset(path: str | Path) -> dict[str, str]:
@@ -245,11 +261,9 @@ def read_preset(path: str | Path) -> dict[str, str]:
         RunConfigError: See `load_run_config`.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise RunConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        content = load_yaml(path)
+    except ValueError as error:
+        raise RunConfigError(str(error)) from error
     if not isinstance(content, dict | None):
         raise RunConfigError(f"{path}: holds a {type(content).__name__}; expected sections with keys under them.")
     texts: dict[str, str] = {}
@@ -368,14 +382,3 @@ def _flatten(content: dict[str, Any], path: str | Path) -> Iterator[tuple[str, A
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())
         elif value is not None:
             raise RunConfigError(f"{path}: section {name} is {value!r}; expected keys under it.")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if doubled is not None:
-            raise yaml.YAMLError(f"the key {doubled} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)

@@ -6,7 +6,7 @@ last).
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ def link_people(path: FilePath, frames: Frames, tracks: Sequence[Sequence[Any]] 
             centers[number : number + 1] = [center]
     count = 1 + max(number for own in numbers for number in own)
     shape = (count, len(frames), *next(iter(shapes)))
-    if np.prod(shape, dtype=float) * 4 > limits.array_bytes:
-        raise PoseFileError(path, f"holds {shape[0]} people in {shape[1]} frames, more than the limit of memory")
+    held = sum(person.nbytes for people in frames for person in people)
+    limits.check(path, f"{count} people in {len(frames)} frames", np.prod(shape, dtype=float) * 4, held)
     poses = np.zeros(shape, np.float32)
     for index, (own, people) in enumerate(zip(numbers, frames, strict=True)):
         for number, person in zip(own, people, strict=True):
@@ -108,7 +108,10 @@ def link_people(path: FilePath, frames: Frames, tracks: Sequence[Sequence[Any]] 
 def _center(person: np.ndarray) -> np.ndarray:
     """Mean x and y of the keypoints that are seen."""
     seen = person[person[:, -1] > 0, :2]
-    return np.clip(np.nan_to_num(seen.mean(0, dtype=np.float64)), -1e9, 1e9) if len(seen) else np.zeros(2)
+    if not len(seen):
+        return np.zeros(2)
+    with np.errstate(invalid="ignore"):  # infinite ones of both signs
+        return np.clip(np.nan_to_num(seen.mean(0, dtype=np.float64)), -1e9, 1e9)
 
 
 def _match(known: np.ndarray, found: np.ndarray) -> list[int]:
@@ -250,12 +253,14 @@ def read_mediapipe_json(path: Path, options: ReadOptions) -> list[PoseSequence]:
         PoseFileError: The file is broken or holds something else.
     """
     content = _read_json(path, options.limits)
+    size = path.stat().st_size
     fps = content.get("fps") if isinstance(content, dict) else None
     if isinstance(content, dict):
         content = next((content[key] for key in ("frames", "landmarks", "data") if key in content), [content])
     if not isinstance(content, list) or not all(isinstance(frame, dict) for frame in content):
         raise PoseFileError(path, "holds no list of frames, expected one object of landmarks for each")
-    values = np.zeros((len(content), len(_HOLISTIC), 4), np.float32)
+    values = _empty(path, len(content), size, options.limits)
+    values[:] = 0
     for index, frame in enumerate(content):
         frame = frame["landmarks"] if isinstance(frame.get("landmarks"), dict) else frame
         for key, landmarks in frame.items():
@@ -325,16 +330,21 @@ def read_mediapipe_table(path: Path, options: ReadOptions) -> list[PoseSequence]
     """
     columns = _read_table(path, options.limits)
     groups = columns.pop("sequence_id", None)
+    size = sum(column.nbytes for column in columns.values())
+
+    def empty(num_frames: int) -> np.ndarray:
+        return _empty(path, num_frames, size, options.limits)
+
     with one_sentence(path, "a table of MediaPipe Holistic"):
         place = _place_long if "landmark_index" in columns else _place_wide
         if groups is None:
-            return [_make_holistic(path, path.stem, place(columns, options.limits), options)]
+            return [_make_holistic(path, path.stem, place(columns, empty), options)]
         _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
         sequences = []
         for number in np.argsort(first):
             own = {name: values[inverse == number] for name, values in columns.items()}
             id = f"{path.stem}/{groups[first[number]]}"
-            sequences.append(_make_holistic(path, id, place(own, options.limits), options))
+            sequences.append(_make_holistic(path, id, place(own, empty), options))
         return sequences
 
 
@@ -356,9 +366,9 @@ def _read_table(path: Path, limits: Limits) -> dict[str, np.ndarray]:
     if parquet:
         with one_sentence(path, "a parquet file"), pyarrow.parquet.ParquetFile(path) as file:
             names = matter(file.schema_arrow.names)
-            declared = file.metadata.num_rows * len(names) * 8
-            if declared > min(limits.array_bytes, size * limits.ratio):
-                raise PoseFileError(path, f"declares {declared} bytes of data, more than the limit")
+            limits.check(
+                path, "the table", max(file.metadata.num_rows * len(names) * 8, _unpacked(file.metadata)), size
+            )
             table = file.read(columns=names)
     else:
         check_size(path, limits.text_bytes)
@@ -374,13 +384,19 @@ def _read_table(path: Path, limits: Limits) -> dict[str, np.ndarray]:
         return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _empty(num_frames: int, limits: Limits) -> np.ndarray:
-    if num_frames * len(_HOLISTIC) * 16 > limits.array_bytes:
-        raise ValueError(f"{num_frames} frames are more than the limit of memory")
+def _unpacked(metadata: Any) -> int:
+    """Bytes that a parquet file says its pages have when they are unpacked."""
+    # To ask each column, as one would, ends the process where a file is damaged (pyarrow 26).
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def _empty(path: FilePath, num_frames: int, size: int, limits: Limits) -> np.ndarray:
+    """All points of so many frames, (T, 553, 4), all NaN; the file has `size` bytes for them."""
+    limits.check(path, f"{num_frames} frames", num_frames * len(_HOLISTIC) * 16, size)
     return np.full((num_frames, len(_HOLISTIC), 4), np.nan, np.float32)
 
 
-def _place_long(columns: Mapping[str, np.ndarray], limits: Limits) -> np.ndarray:
+def _place_long(columns: Mapping[str, np.ndarray], empty: Callable[[int], np.ndarray]) -> np.ndarray:
     """Rows of landmarks to all points, (T, 553, 4)."""
     frames, rows = np.unique(_numbers(columns["frame"], "frame"), return_inverse=True)
     parts = columns["type"].astype(str)
@@ -392,16 +408,16 @@ def _place_long(columns: Mapping[str, np.ndarray], limits: Limits) -> np.ndarray
     if not ((index >= 0) & (index < np.vectorize(counts.__getitem__, otypes=[np.int64])(parts))).all():
         raise ValueError("landmark_index is out of range")
     points = np.vectorize(_FIRST.__getitem__, otypes=[np.int64])(parts) + index
-    values = _empty(len(frames), limits)
+    values = empty(len(frames))
     for axis, name in enumerate(("x", "y", "z", "visibility")):
         missing = 0.0 if name == "z" else 1.0
         values[rows, points, axis] = _numbers(columns[name], name) if name in columns else missing
     return _without_holes(values)
 
 
-def _place_wide(columns: Mapping[str, np.ndarray], limits: Limits) -> np.ndarray:
+def _place_wide(columns: Mapping[str, np.ndarray], empty: Callable[[int], np.ndarray]) -> np.ndarray:
     """Rows of frames to all points, (T, 553, 4)."""
-    values = _empty(len(next(iter(columns.values()))), limits)
+    values = empty(len(next(iter(columns.values()))))
     values[..., 2:] = 0.0, 1.0
     for name, column in columns.items():
         named = _COLUMN.fullmatch(name)

@@ -19,6 +19,12 @@ from .skeleton_pose_tokenizer import Skeleton
 
 FilePath = str | os.PathLike[str]
 
+# A position further away than this is no position but broken bytes, and its square would leave float32.
+MAX_COORDINATE = 1e9
+# Resampling makes frames of a rate: a lie of the file must not make millions of them.
+MIN_FPS, MAX_FPS = 0.1, 10_000.0
+_MAX_REASON = 400  # characters
+
 
 class PoseDataError(ValueError):
     """Pose data that cannot be used as a whole; `str` is one sentence with the path."""
@@ -33,12 +39,18 @@ class PoseFileError(ValueError):
     """
 
     def __init__(self, path: FilePath, reason: str) -> None:
-        super().__init__(os.fspath(path), reason)  # as args, so that the error survives the way back from a worker
         self.path = os.fspath(path)
-        self.reason = reason
+        self.reason = one_line(reason)  # it may quote the file
+        super().__init__(self.path, self.reason)  # as args, so that the error survives the way back from a worker
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{one_line(self.path, None)}: {self.reason}"
+
+
+def one_line(text: str, limit: int | None = _MAX_REASON) -> str:
+    """Text that a terminal can show: no line breaks, no control characters, not longer than `limit`."""
+    text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def check_rejected(folder: FilePath, rejected: Sequence[dict[str, str]], num_files: int, limit: float) -> None:
@@ -54,7 +66,8 @@ def write_rejected(folder: FilePath, rejected: Sequence[dict[str, str]]) -> None
     """Writes `rejected.jsonl` into a folder: one line (path, reason) for each file that was left out."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
     with replacing(Path(folder) / "rejected.jsonl") as temporary:
-        temporary.write_text(lines, encoding="utf-8")
+        # A name that is no UTF-8 holds surrogates, which a backslash makes JSON of.
+        temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass
@@ -89,7 +102,7 @@ def make_sequence(
     Args:
         path: Where the data comes from, for messages.
         id: Name of the sequence.
-        poses: (T, N, D) numbers. A keypoint with a NaN or infinite value becomes a missing one.
+        poses: (T, N, D) numbers. A keypoint with a NaN or infinite value (in float32) becomes a missing one.
         mask: (T,) of valid frames; None means all.
         fps: Frames per second, a scalar or an array of one; None or NaN means unknown.
         num_keypoints: Expected N, or None for any.
@@ -102,16 +115,30 @@ def make_sequence(
     check_poses(path, poses, num_keypoints, keypoint_dim)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, hence missing
         poses = poses.astype(np.float32, copy=False)
-    broken = ~np.isfinite(poses).all(-1)  # (T, N)
-    if broken.any():
-        poses = np.where(broken[..., None], np.float32(0), poses)
+    if not (poses.max() <= MAX_COORDINATE and poses.min() >= -MAX_COORDINATE):  # or NaN
+        poses = _without_broken(path, poses)
     num_frames = len(poses)
     mask = _check_mask(path, mask, num_frames)
     if not mask.any():
         raise PoseFileError(path, f"all {num_frames} frames are masked, expected at least 1 valid one")
-    if not (poses[mask, :, -1] > 0).any():
+    if not (poses[..., -1].max(1)[mask] > 0).any():
         raise PoseFileError(path, "no keypoint has a confidence above 0 on a valid frame, expected at least one")
     return PoseSequence(id, poses, mask, _check_fps(path, fps))
+
+
+def _without_broken(path: FilePath, poses: np.ndarray) -> np.ndarray:
+    """(T, N, D) with zeros for keypoints that have NaN or infinity; coordinates that are too far are an error."""
+    broken = ~np.isfinite(poses).all(-1)  # (T, N)
+    with np.errstate(invalid="ignore"):
+        far = (np.abs(poses[..., :-1]) > MAX_COORDINATE).any(-1) & ~broken
+    seen = far & (poses[..., -1] > 0)
+    if seen.any():
+        frame, keypoint = np.argwhere(seen)[0]
+        value = np.abs(poses[frame, keypoint, :-1]).max()
+        raise PoseFileError(
+            path, f"frame {frame} has the coordinate {value:.4g}, expected {MAX_COORDINATE:.0e} at most"
+        )
+    return np.where((broken | far)[..., None], np.float32(0), poses)
 
 
 def check_poses(path: FilePath, poses: np.ndarray, num_keypoints: int | None, keypoint_dim: int | None) -> None:
@@ -151,8 +178,8 @@ def _check_fps(path: FilePath, fps: Any) -> float | None:
     value = float(fps.reshape(()))
     if math.isnan(value):
         return None
-    if not 0 < value < math.inf:
-        raise PoseFileError(path, f"fps is {value}, expected a positive number")
+    if not MIN_FPS <= value <= MAX_FPS:
+        raise PoseFileError(path, f"fps is {value}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}")
     return value
 
 
@@ -191,18 +218,34 @@ class Limits:
     Attributes:
         array_bytes: Largest array, in bytes. It holds for parquet tables and binary files as a whole.
         text_bytes: Largest text file or pickle, in bytes; a parsed one takes some ten times as much memory.
-        ratio: Most bytes of data per byte that the file has for them. Deflate reaches 1040.
+        ratio: Most bytes of data per byte that the file has for them, where they are more than 16 MiB. Deflate reaches
+            1040 on zeros, poses seldom 20.
     """
 
     array_bytes: int = 4 * 2**30
     text_bytes: int = 2**28
-    ratio: float = 1040.0
+    ratio: float = 200.0
+
+    def check(self, path: FilePath, what: str, declared: float, held: float) -> None:
+        """Raises `PoseFileError` when `declared` bytes of data, for which a file holds `held`, are too many."""
+        if declared > self.array_bytes:
+            raise PoseFileError(
+                path, f"{what} declares {declared:.0f} bytes of data, more than the limit of {self.array_bytes}"
+            )
+        if declared > max(held * self.ratio, _HARMLESS_BYTES):
+            raise PoseFileError(
+                path,
+                f"{what} declares {declared:.0f} bytes of data in {held:.0f}, more than the limit of {self.ratio:g} "
+                "for each",
+            )
 
 
 LIMITS = Limits()
+# Masks and silence compress as well as bombs do; so little harms nobody.
+_HARMLESS_BYTES = 2**24
 
 
-def check_size(path: FilePath, max_bytes: int) -> int:
+def check_size(path: FilePath, max_bytes: float = math.inf) -> int:
     """The size of a file, in bytes.
 
     Raises:

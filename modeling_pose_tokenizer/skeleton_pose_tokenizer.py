@@ -342,4 +342,23 @@ def get_skeleton(name: str) -> Skeleton:
     return SKELETONS[name]
 
 
-__all__ = ["SKELETONS", "Skeleton", "build_skeleton", "get_skeleton", "spatial_adjacency"]
+def suggest_layout(num_keypoints: int) -> str | None:
+    """Name of the named layout that has so many keypoints, or None where no one has."""
+    return next((name for name, layout in SKELETONS.items() if layout.num_keypoints == num_keypoints), None)
+
+
+def likely_layout(num_keypoints: int) -> str:
+    """What a refusal of so many keypoints adds, e.g. ` (543 keypoints: this looks like mediapipe_holistic_543)`."""
+    name = suggest_layout(num_keypoints)
+    return f" ({num_keypoints} keypoints: this looks like {name})" if name else ""
+
+
+__all__ = [
+    "SKELETONS",
+    "Skeleton",
+    "build_skeleton",
+    "get_skeleton",
+    "likely_layout",
+    "spatial_adjacency",
+    "suggest_layout",
+]

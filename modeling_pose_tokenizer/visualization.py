@@ -1,21 +1,19 @@
-"""Pictures of reconstructions: figures for trackers and papers, animations, and the report that opens in a browser.
+"""Pictures of reconstructions: original and reconstruction in a figure, for trackers, and as a moving picture.
 
-Only this module imports matplotlib, and only where a figure is drawn. Everywhere the original is blue and the
-reconstruction orange (a pair that colour-blind readers tell apart), the y axis points down as in images, and a missing
-keypoint is absent. Letters: T frames, N keypoints, D values per keypoint (x, y[, z], confidence last; z is not drawn).
+Only this module and figures.py import matplotlib, and only where a figure is drawn. Everywhere the original is blue
+and the reconstruction orange (a pair that colour-blind readers tell apart), the y axis points down as in images, and a
+missing keypoint is absent. Letters: T frames, N keypoints, D values per keypoint (x, y[, z], confidence last; z is not
+drawn).
 """
 
 from __future__ import annotations
 
-import base64
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +21,10 @@ from tqdm.auto import tqdm
 
 from .formats import PoseFileError, read_npz
 from .hub import load_pretrained
-from .metrics import PCK_THRESHOLDS
-from .skeleton_pose_tokenizer import SKELETONS, Skeleton, get_skeleton
+from .pose_pairs import CONFIDENCE_THRESHOLD, PosePair, TokenStrip, View, skeleton_lines, views_of, visible
+from .report import render_player, write_report
+from .skeleton_files import load_skeleton
+from .skeleton_pose_tokenizer import Skeleton, suggest_layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,66 +42,6 @@ __all__ = [
 ]
 
 ORIGINAL, RECONSTRUCTION = "#1f6fb2", "#d9541e"
-CONFIDENCE_THRESHOLD = 0.3
-# The report stores coordinates as int16: half a view is this many steps, and what lies ten views away is clipped.
-STEPS = 3000
-MISSING = -32768
-
-
-@dataclass(frozen=True)
-class TokenStrip:
-    """The tokens of a sequence, to show under it.
-
-    Attributes:
-        codes: (Q, S) integers in [0, K).
-        codebooks: (group, level) of each of the Q codebooks, as `PoseTokenizerConfig.codebook_index` has them.
-        codebook_size: K.
-        frames_per_step: frames of the sequence, at its own frame rate, for each of the S code steps.
-    """
-
-    codes: np.ndarray
-    codebooks: Sequence[tuple[str, int]]
-    codebook_size: int
-    frames_per_step: float
-
-
-@dataclass(frozen=True)
-class PosePair:
-    """A sequence to look at.
-
-    Attributes:
-        id: its name.
-        reference: (T, N, D) the original, in any units.
-        reconstruction: (T, N, D) in the same units, or None where only the original is shown.
-        fps: frames per second.
-        label: why it is shown, in a word or two.
-        errors: part -> mean keypoint error in shoulder widths.
-        tokens: what lies between the two, for players to show.
-    """
-
-    id: str
-    reference: np.ndarray
-    reconstruction: np.ndarray | None = None
-    fps: float = 25.0
-    label: str = ""
-    errors: Mapping[str, float | None] = field(default_factory=dict)
-    tokens: TokenStrip | None = None
-
-    def upside_down(self) -> PosePair:
-        """The same with y mirrored, for data whose y axis points up."""
-        sign = np.ones(self.reference.shape[-1], dtype=np.float32)
-        sign[1] = -1.0
-        reconstruction = None if self.reconstruction is None else self.reconstruction * sign
-        return replace(self, reference=self.reference * sign, reconstruction=reconstruction)
-
-
-@dataclass(frozen=True)
-class _View:
-    """A window on the poses: its centre in every frame (T, 2) and half of its width and height (2,)."""
-
-    name: str
-    center: np.ndarray
-    half: np.ndarray
 
 
 @contextmanager
@@ -119,65 +59,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _visible(poses: np.ndarray, threshold: float) -> np.ndarray:
-    """(T, N) bool: keypoints to draw."""
-    return (poses[..., -1] >= threshold) & np.isfinite(poses[..., :2]).all(-1)
-
-
-def _whole_view(reference: np.ndarray, visible: np.ndarray) -> _View:
-    """A fixed window on everything visible but a stray half percent."""
-    low, high = np.array([[-1.0, -1.0], [1.0, 1.0]])
-    if visible.any():
-        low, high = np.percentile(reference[visible][:, :2].astype(np.float64), [0.5, 99.5], axis=0)
-    half = np.maximum((high - low) / 2, max(np.max(high - low) * 0.3, 1e-6)) * 1.15
-    return _View("whole", np.tile((low + high) / 2, (len(reference), 1)), half)
-
-
-def _group_view(
-    reference: np.ndarray, visible: np.ndarray, skeleton: Skeleton, group: str, gliding: bool
-) -> _View | None:
-    """A window that follows a group of keypoints; None where it is seen in fewer than a tenth of the frames."""
-    keypoints = list(skeleton.group_keypoints[group])
-    seen = visible[:, keypoints]
-    frames = np.flatnonzero(seen.sum(1) >= max(2, len(keypoints) // 3))
-    if not len(frames) or len(frames) < 0.1 * len(reference):
-        return None
-    boxes = [reference[t, keypoints][seen[t], :2].astype(np.float64) for t in frames]
-    centers = np.array([(box.min(0) + box.max(0)) / 2 for box in boxes])
-    half = np.percentile([np.ptp(box, axis=0).max() / 2 for box in boxes], 95) * 1.5
-    every = np.arange(len(reference))
-    track = np.stack([np.interp(every, frames, centers[:, axis]) for axis in range(2)], -1)
-    # Gliding, it shows the motion of the hand instead of hiding it.
-    width = min(9, len(track)) if gliding else 1
-    padded = np.pad(track, ((width // 2, width - 1 - width // 2), (0, 0)), mode="edge")
-    track = np.stack([np.convolve(padded[:, axis], np.full(width, 1 / width), "valid") for axis in range(2)], -1)
-    return _View(group, track, np.full(2, max(half, 1e-6)))
-
-
-def _views(reference: np.ndarray, skeleton: Skeleton, threshold: float, gliding: bool = True) -> list[_View]:
-    visible = _visible(reference, threshold)
-    zooms = [group for group in skeleton.groups if "hand" in group or group == "face"]
-    views = [_group_view(reference, visible, skeleton, group, gliding) for group in zooms]
-    return [_whole_view(reference, visible), *(view for view in views if view is not None)]
-
-
-def _lines(skeleton: Skeleton) -> list[tuple[int, int, int, bool]]:
-    """The lines to draw: from one keypoint to the middle of two (mostly the same one twice), and whether it is fine.
-
-    Lines within a hand or the face are fine. Where a keypoint is the parent of both shoulders, which makes a tree of
-    bones but no shoulders, the lines are drawn that people expect: between the shoulders, and from there to the head.
-    """
-    fine = {k for g, keypoints in skeleton.group_keypoints.items() if "hand" in g or g == "face" for k in keypoints}
-    edges = [(parent, child, child) for parent, child in skeleton.edges]
-    if skeleton.scale_pair is not None:
-        left, right = skeleton.scale_pair
-        above = {parent for parent, child in skeleton.edges if child == left}
-        above &= {parent for parent, child in skeleton.edges if child == right}
-        edges = [edge for edge in edges if not (edge[0] in above and edge[1] in (left, right))]
-        edges += [(left, right, right), *((parent, left, right) for parent in sorted(above))]
-    return [(*edge, fine.issuperset(edge)) for edge in edges]
-
-
 # ---- figures -----------------------------------------------------------------------------------------------------
 
 
@@ -187,9 +68,9 @@ def _draw(
     """One pose (N, D) as lines and dots; paler where another lies on top of it."""
     from matplotlib.collections import LineCollection
 
-    seen = _visible(pose[None], threshold)[0]
+    seen = visible(pose[None], threshold)[0]
     points = pose[:, :2]
-    lines = [line for line in _lines(skeleton) if seen[list(line[:3])].all()]
+    lines = [line for line in skeleton_lines(skeleton) if seen[list(line[:3])].all()]
     axes.add_collection(
         LineCollection(
             [(points[start], points[[end, other]].mean(0)) for start, end, other, _ in lines],
@@ -203,7 +84,7 @@ def _draw(
     axes.scatter(x, y, s=width * 1.2, color=color, linewidths=0, alpha=0.55 if under else 0.9, zorder=3)
 
 
-def _frame_axes(axes: Axes, view: _View, frame: int) -> None:
+def _frame_axes(axes: Axes, view: View, frame: int) -> None:
     (x, y), (half_x, half_y) = view.center[frame], view.half
     axes.set(xlim=(x - half_x, x + half_x), ylim=(y + half_y, y - half_y), xticks=[], yticks=[], aspect="equal")
     axes.set_anchor("C")
@@ -244,9 +125,9 @@ def reconstruction_figure(
     from matplotlib.figure import Figure
 
     reference, reconstruction = np.asarray(reference), np.asarray(reconstruction)
-    views = [v for v in _views(reference, skeleton, confidence_threshold, gliding=False) if v.name != "face"]
+    views = [v for v in views_of(reference, skeleton, confidence_threshold, gliding=False) if v.name != "face"]
     hands = [k for view in views[1:] for k in skeleton.group_keypoints[view.name]]
-    shown = _visible(reference, confidence_threshold)[:, hands or slice(None)].sum(1)  # (T,)
+    shown = visible(reference, confidence_threshold)[:, hands or slice(None)].sum(1)  # (T,)
     frames = np.flatnonzero(shown >= np.median(shown))
     frames = frames[np.unique(np.linspace(0, len(frames) - 1, num_frames + 2).round().astype(int)[1:-1])]
 
@@ -307,6 +188,18 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: st
     return figure
 
 
+def _find_ffmpeg() -> str | None:
+    """The program that writes videos: the machine's own, else the one in the package imageio-ffmpeg."""
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return str(get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        return None
+
+
 def animate(
     pair: PosePair,
     skeleton: Skeleton,
@@ -334,15 +227,18 @@ def animate(
         return write_report(path, [pair], skeleton, title=pair.id, confidence_threshold=confidence_threshold)
     if suffix not in (".gif", ".mp4"):
         raise ValueError(f"{path} ends in {path.suffix!r}; a moving picture is written as .gif, .mp4 or .html.")
-    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
+    encoder = _find_ffmpeg() if suffix == ".mp4" else None
+    if suffix == ".mp4" and encoder is None:
         raise RuntimeError(
-            f"{path} needs the program ffmpeg, which is not installed; install it or write .gif or .html."
+            f"{path} needs the program ffmpeg, which is not installed; install it (pip install imageio-ffmpeg brings "
+            "one) or write .gif or .html."
         )
+    from matplotlib import rc_context
     from matplotlib.animation import FFMpegWriter, PillowWriter
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    view = _views(pair.reference, skeleton, confidence_threshold)[0]
+    view = views_of(pair.reference, skeleton, confidence_threshold)[0]
     layers = [("original", [(pair.reference, ORIGINAL)])]
     if pair.reconstruction is not None:
         layers.append(("reconstruction", [(pair.reconstruction, RECONSTRUCTION)]))
@@ -355,7 +251,8 @@ def animate(
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.92, wspace=0.03)
     # The annotation says int, but 29.97 frames a second are as good.
     writer = (PillowWriter if suffix == ".gif" else FFMpegWriter)(fps=pair.fps)  # type: ignore[arg-type]
-    with replacing(path) as partial, writer.saving(figure, partial, 100):
+    settings = {} if encoder is None else {"animation.ffmpeg_path": encoder}
+    with rc_context(settings), replacing(path) as partial, writer.saving(figure, partial, 100):
         for frame in tqdm(range(len(pair.reference)), desc="animate", unit="frame", delay=2):
             for axes, (name, poses) in zip(grid, layers, strict=True):
                 axes.clear()
@@ -374,6 +271,7 @@ def animate_file(
     sequence_id: str | None = None,
     layout: str | None = None,
     y_up: bool = False,
+    turn: float = 0.0,
 ) -> None:
     """Animates a sequence of an npz file, beside its reconstruction where a model is given.
 
@@ -382,8 +280,10 @@ def animate_file(
         output: `.gif`, `.mp4` or `.html`.
         model: checkpoint folder or repository on the Hub.
         sequence_id: which sequence; default the first.
-        layout: name of the layout; default the model's, or the named one with as many keypoints.
+        layout: name of the layout, or a YAML file of one; default the model's, or the named one with as many
+            keypoints.
         y_up: the file's y axis points up.
+        turn: degrees to turn poses in 3D about the vertical.
 
     Raises:
         ValueError, RuntimeError, OSError: one sentence on the file, the model or the output.
@@ -404,169 +304,13 @@ def animate_file(
         reconstruction = feature_extractor.postprocess(decoded, inputs)[0]
         skeleton, threshold = codec.config.layout, codec.config.confidence_threshold
     else:
-        name = layout or next(
-            (name for name, known in SKELETONS.items() if known.num_keypoints == poses.shape[1]), None
-        )
+        name = layout or suggest_layout(poses.shape[1])
         if name is None:
             raise PoseFileError(source, f"has {poses.shape[1]} keypoints, as no named layout has; give a model")
-        skeleton = get_skeleton(name)
+        skeleton = load_skeleton(name)
         if skeleton.num_keypoints != poses.shape[1]:
             raise PoseFileError(source, f"has {poses.shape[1]} keypoints, but {name} has {skeleton.num_keypoints}")
     pair = PosePair(sequence.id, poses, reconstruction, sequence.fps or 25.0)
+    if turn:
+        pair = pair.turned(turn)
     animate(pair.upside_down() if y_up else pair, skeleton, output, threshold)
-
-
-# ---- the report --------------------------------------------------------------------------------------------------
-
-
-def _pack(points: np.ndarray, missing: np.ndarray | None = None) -> str:
-    """(..., 2) multiples of a step as base64 of little-endian int16; missing points carry a value of their own."""
-    values = np.clip(np.nan_to_num(points).round(), -32000, 32000).astype("<i2")
-    if missing is not None:
-        values[missing] = MISSING
-    return base64.b64encode(values.tobytes()).decode("ascii")
-
-
-def _player_data(pair: PosePair, skeleton: Skeleton, threshold: float) -> dict[str, Any]:
-    """What the page's script draws: coordinates in steps around the centre of the whole view."""
-    views = _views(pair.reference, skeleton, threshold)
-    origin = views[0].center[0]
-    step = views[0].half.max() / STEPS
-
-    def pack_poses(poses: np.ndarray) -> str:
-        with np.errstate(invalid="ignore", over="ignore"):  # missing points may hold anything
-            steps = (poses[..., :2].astype(np.float64) - origin) / step
-        return _pack(steps, ~_visible(poses, threshold))
-
-    return {
-        "fps": float(pair.fps),
-        "frames": len(pair.reference),
-        "reference": pack_poses(pair.reference),
-        "reconstruction": None if pair.reconstruction is None else pack_poses(pair.reconstruction),
-        "views": [
-            {"half": (view.half / step).round().tolist(), "center": _pack((view.center - origin) / step)}
-            for view in views
-        ],
-        "names": [view.name.replace("_", " ") for view in views],
-        "tokens": None if pair.tokens is None else _strip_data(pair.tokens),
-    }
-
-
-def _strip_data(tokens: TokenStrip) -> dict[str, Any]:
-    """What the page's script draws of tokens: the codes, and for each row its name and the number of its group."""
-    groups = list(dict.fromkeys(group for group, _ in tokens.codebooks))
-    return {
-        "codes": base64.b64encode(np.asarray(tokens.codes).astype("<u2").tobytes()).decode("ascii"),
-        "rows": [f"{group.replace('_', ' ')} {level + 1}" for group, level in tokens.codebooks],
-        "groups": [groups.index(group) for group, _ in tokens.codebooks],
-        "size": tokens.codebook_size,
-        "framesPerStep": tokens.frames_per_step,
-    }
-
-
-def _usage_curve(counts: np.ndarray, points: int = 48) -> str:
-    """SVG path of a codebook's sorted use, most frequent code first, in a box of 100 by 100 (y down)."""
-    ordered = np.sort(counts)[::-1].astype(np.float64)
-    ordered = ordered[np.linspace(0, len(ordered) - 1, min(points, len(ordered))).round().astype(int)]
-    top = max(math.log1p(ordered[0]), 1e-9)
-    xs = np.linspace(0, 100, len(ordered))
-    line = " ".join(
-        f"L{x:.1f} {100 - 100 * math.log1p(value) / top:.1f}" for x, value in zip(xs, ordered, strict=True)
-    )
-    return f"M0 100 {line} L100 100 Z"
-
-
-def _codebooks(metrics: Mapping[str, Any], code_counts: np.ndarray | None) -> list[dict[str, Any]]:
-    """One row per token group, one cell per level, in the order of the codes."""
-    tokens = metrics["tokens"]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for index, name in enumerate(tokens["codebooks"]):
-        group = name.rsplit("/", 1)[0]
-        cell = {"utilization": tokens["codebook_utilization"][index], "perplexity": tokens["perplexity"][index]}
-        cell["curve"] = None if code_counts is None else _usage_curve(np.asarray(code_counts[index]))
-        cell["size"] = None if code_counts is None else len(code_counts[index])
-        rows.setdefault(group, []).append(cell)
-    return [{"group": group, "levels": levels} for group, levels in rows.items()]
-
-
-def write_report(
-    path: str | os.PathLike[str],
-    pairs: Sequence[PosePair],
-    skeleton: Skeleton,
-    metrics: Mapping[str, Any] | None = None,
-    code_counts: np.ndarray | None = None,
-    title: str = "Reconstruction report",
-    subtitle: str = "",
-    confidence_threshold: float = CONFIDENCE_THRESHOLD,
-) -> None:
-    """Writes one HTML file that opens from disk and asks no network for anything.
-
-    Args:
-        path: the file; its folder must exist. It is replaced as a whole.
-        pairs: the sequences to play.
-        skeleton: their layout.
-        metrics: what `ReconstructionMetrics.compute` returned; without it the page holds the players alone.
-        code_counts: (Q, K) how often each code was seen, for the curves of codebook use.
-        title: heading of the page.
-        subtitle: a line below it, such as the model and the data.
-        confidence_threshold: least confidence of a keypoint that is drawn.
-    """
-    page = _render(
-        pairs,
-        skeleton,
-        confidence_threshold,
-        title=title,
-        subtitle=subtitle,
-        metrics=metrics,
-        codebooks=_codebooks(metrics, code_counts) if metrics else [],
-        code_steps=None if code_counts is None else int(np.asarray(code_counts).sum(1).max(initial=0)),
-    )
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-
-
-def render_player(pair: PosePair, skeleton: Skeleton, confidence_threshold: float = CONFIDENCE_THRESHOLD) -> str:
-    """The player of one sequence as an HTML page without heading and margins, for a frame in another page.
-
-    Args:
-        pair: the sequence to play.
-        skeleton: its layout.
-        confidence_threshold: least confidence of a keypoint that is drawn.
-    """
-    return _render([pair], skeleton, confidence_threshold, embedded=True)
-
-
-def _render(
-    pairs: Sequence[PosePair],
-    skeleton: Skeleton,
-    threshold: float,
-    *,
-    title: str = "",
-    subtitle: str = "",
-    metrics: Mapping[str, Any] | None = None,
-    codebooks: Sequence[Mapping[str, Any]] = (),
-    code_steps: int | None = None,
-    embedded: bool = False,
-) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names of files and layouts are anybody's
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report_template.html").render(
-        title=title,
-        subtitle=subtitle,
-        pairs=pairs,
-        metrics=metrics,
-        pck_thresholds=PCK_THRESHOLDS,
-        codebooks=codebooks,
-        code_steps=code_steps,
-        embedded=embedded,
-        players=[_player_data(pair, skeleton, threshold) for pair in pairs],
-        skeleton={"lines": _lines(skeleton), "keypoints": len(skeleton.keypoint_names)},
-        constants={"steps": STEPS, "missing": MISSING},
-    )

@@ -16,11 +16,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, help=".gif, .mp4 (needs ffmpeg) or .html")
     parser.add_argument("--model", help="checkpoint folder, or repository on the Hub (default: the original alone)")
     parser.add_argument("--id", help="which sequence of a packed file (default: the first)")
-    parser.add_argument("--layout", help="name of the layout (default: the model's, or the one of so many keypoints)")
+    parser.add_argument("--layout", help="layout: a name or a YAML file (default: the model's, or by the keypoints)")
     parser.add_argument("--y-up", action="store_true", help="the file's y axis points up, as in motion capture")
+    parser.add_argument("--turn", type=float, default=0.0, help="degrees to turn poses in 3D about the vertical")
     args = parser.parse_args()
     try:
-        animate_file(args.input, args.output, args.model, args.id, args.layout, args.y_up)
+        animate_file(args.input, args.output, args.model, args.id, args.layout, args.y_up, args.turn)
     except (ValueError, RuntimeError, OSError) as error:  # each says in a sentence what is wrong with which file
         sys.exit(str(error))
     print(args.output)

@@ -29,7 +29,7 @@ from modeling_pose_tokenizer.conversion import find_input
 from modeling_pose_tokenizer.formats import PoseDataError, PoseFileError, PoseSequence, read_npz, read_pose, write_npz
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.metrics import ReconstructionMetrics
-from modeling_pose_tokenizer.visualization import PosePair, TokenStrip, render_player
+from modeling_pose_tokenizer.report import PosePair, TokenStrip, render_player
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_MODEL = "pretrained/small"

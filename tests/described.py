@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from corpora import extract, make_corpus
 
+from corpora import extract, make_corpus
 from modeling_pose_tokenizer.evaluation import evaluate_folder
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config, model_types

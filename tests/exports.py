@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from models import CUSTOM
 
 from modeling_pose_tokenizer import PoseFeatureExtractor, PoseTokenizerConfig, PoseTokenizerModel
 from modeling_pose_tokenizer.export import sample_poses
+from models import CUSTOM
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

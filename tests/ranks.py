@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from models import random_poses, small_config
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
+from models import random_poses, small_config
 
 STEPS, FRAMES = 20, 24
 # Name -> variant of the codec, wrapper, micro-batches of an optimizer's step, autocast to bf16.

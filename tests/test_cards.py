@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from corpora import ROOT, run_script
-from described import DESCRIPTION, make_described_corpus, write_description
 from huggingface_hub import ModelCard
 
+from corpora import ROOT, run_script
+from described import DESCRIPTION, make_described_corpus, write_description
 from modeling_pose_tokenizer import cards
 from modeling_pose_tokenizer.cards import FILLED, CardError, is_filled, make_card, make_model_card
 from modeling_pose_tokenizer.extraction import read_manifest

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from formatters import OPTION_NAMES, OPTIONS, PARTS, make_codes, make_formatter
-from models import trained_model
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -17,8 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from formatters import OPTION_NAMES, OPTIONS, PARTS, make_codes, make_formatter
 from modeling_pose_tokenizer.code_embeddings_pose_tokenizer import project_codebooks
 from modeling_pose_tokenizer.codes_pose_tokenizer import PoseCodeFormatter
+from models import trained_model
 
 # ---- tokenizers -----------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from formatters import OPTION_NAMES, OPTIONS, cases, damage, make_codes, make_formatter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from formatters import OPTION_NAMES, OPTIONS, cases, damage, make_codes, make_formatter
 
 
 def naive_kind(formatter, place):

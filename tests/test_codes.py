@@ -5,6 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from formatters import (
     OPTION_NAMES,
     OPTIONS,
@@ -16,9 +19,6 @@ from formatters import (
     make_codes,
     make_formatter,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from modeling_pose_tokenizer.codes_pose_tokenizer import PoseCodeFormatter, _abbreviate
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
 

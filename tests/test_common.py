@@ -5,9 +5,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from upstream import load_tests
 
 from modeling_pose_tokenizer import PoseFeatureExtractor, PoseTokenizerConfig, PoseTokenizerModel
+from upstream import load_tests
 
 ModelTests, ConfigTests, FeatureExtractorTests = load_tests()
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import random_poses, small_config, train_model, trained_model
 from torch._dynamo.utils import counters
 
 from modeling_pose_tokenizer import PoseTokenizerModel
+from models import random_poses, small_config, train_model, trained_model
 
 # Ten numbers of code steps, of whole and of broken ones: the loop over them is unrolled, a graph for each.
 LENGTHS = (24, 21, 30, 17, 12, 15, 3, 6, 9, 26)

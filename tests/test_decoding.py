@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from corpora import FRAME_RATES, LENGTHS, extract, make_corpus, make_sequence, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora import FRAME_RATES, LENGTHS, extract, make_corpus, make_sequence, run_script
 from modeling_pose_tokenizer import decoding
 from modeling_pose_tokenizer.codes_pose_tokenizer import PoseCodeFormatter
 from modeling_pose_tokenizer.decoding import Canvas, TokenRow, decode_tokens

@@ -1,9 +1,12 @@
 """The evaluation of a model on a folder: its figures, its files, and one clear sentence for whatever is wrong."""
 
+import gc
 import json
+import os
 import runpy
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_pose_tokenizer import evaluation
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.evaluation import (
@@ -21,10 +25,12 @@ from modeling_pose_tokenizer.evaluation import (
     micro_batches,
     representative_sequences,
 )
+from modeling_pose_tokenizer.extraction import process_state
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.hub import load_pretrained, save_checkpoint
 from modeling_pose_tokenizer.metrics import DISTANCE_KEYS, ReconstructionMetrics
 from modeling_pose_tokenizer.modeling_pose_tokenizer import PoseTokenizerModel
+from modeling_pose_tokenizer.shape_metrics import SHAPE_KEYS, ShapeMetrics
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 GROUPS = ("body", "face", "left_hand", "right_hand")
@@ -102,20 +108,27 @@ def assert_same(found, expected):
 def one_by_one(model, dataset):
     """What the figures are by definition: every sequence alone, through the public calls."""
     metrics = ReconstructionMetrics(model.config.layout, model.config)
+    shape = ShapeMetrics(model.config.layout, 2, 25.0)
     for item in dataset:
         values, mask = (torch.from_numpy(np.array(item[key]))[None] for key in ("input_values", "padding_mask"))
         codes = model.encode(values, mask).pose_codes
-        metrics.update(model.decode(codes, mask).pose_values, values, mask, item["scale"][None])
+        poses = model.decode(codes, mask).pose_values
+        metrics.update(poses, values, mask, item["scale"][None])
+        shape.update(poses, values, mask)
         metrics.update_codes(codes, model.get_pose_codes_mask(mask), model(values, mask).quantization_error)
-    return metrics
+    return metrics, shape
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_the_figures_do_not_depend_on_the_batches(loaded, batch_size):
     model, dataset = loaded
     evaluation = evaluate_model(model, dataset, batch_size, progress=False)
-    expected = one_by_one(model, dataset)
-    assert_same(evaluation.metrics, expected.compute())
+    expected, shape = one_by_one(model, dataset)
+    figures, others = expected.compute(), shape.compute()
+    figures["overall"] |= others["overall"]
+    for group, own in others["parts"].items():
+        figures["parts"][group] |= own
+    assert_same(evaluation.metrics, figures)
     assert np.array_equal(evaluation.code_counts, expected.code_counts.numpy())
     assert [row["id"] for row in evaluation.sequences] == dataset.ids
     assert [row["frames"] for row in evaluation.sequences] == [1, 4, 8, 29, 63, 69, 129]
@@ -125,13 +138,23 @@ def test_the_command_writes_figures_sequences_and_report(folder, tmp_path, monke
     run(monkeypatch, model=folder / "model", data=folder / "data", output=tmp_path / "out", visualize=None)
     printed = capsys.readouterr().out
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert files == {"metrics.json", "sequences.jsonl", "report/index.html"}
+    figures = {name for name in files if name.startswith("report/figures/")}
+    assert files - figures == {"metrics.json", "sequences.jsonl", "report/index.html"}
+    assert {"report/figures/rate_distortion.pdf", "report/figures/error_by_speed.png"} <= figures
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics) == {"overall", "parts", "per_keypoint", "input_units", "tokens", "data"}
-    for tables, keys in ((metrics, RECONSTRUCTION), (metrics["input_units"], set(DISTANCE_KEYS))):
-        assert set(tables["overall"]) == keys
+    assert set(metrics) == {
+        "overall", "parts", "per_keypoint", "input_units", "by_speed", "rate_distortion", "tokens", "data"
+    }  # fmt: skip
+    for tables, keys, shape in (
+        (metrics, RECONSTRUCTION, set(SHAPE_KEYS)),
+        (metrics["input_units"], set(DISTANCE_KEYS), set()),
+    ):
+        assert set(tables["overall"]) == keys | shape
         assert tuple(tables["parts"]) == GROUPS and len(tables["per_keypoint"]) == 133
-        assert all(set(block) == keys for name in ("parts", "per_keypoint") for block in tables[name].values())
+        assert all(set(block) == keys | shape for block in tables["parts"].values())
+        assert all(set(block) == keys for block in tables["per_keypoint"].values())
+    assert metrics["rate_distortion"][-1]["overall"] == metrics["overall"]["mpjpe"]
+    assert [row["num_quantizers"] for row in metrics["rate_distortion"]] == [1, 2]
     # every body is 100 pixels wide at the shoulders, but for its drift
     ratio = metrics["input_units"]["overall"]["mpjpe"] / metrics["overall"]["mpjpe"]
     assert 50 < ratio < 200
@@ -141,15 +164,24 @@ def test_the_command_writes_figures_sequences_and_report(folder, tmp_path, monke
     }  # fmt: skip
     assert len(metrics["tokens"]["perplexity"]) == len(metrics["tokens"]["codebook_utilization"]) == 7
     assert metrics["data"]["sequences"] == 7 and metrics["data"]["frames"] == 303
+    rates = metrics["rate_distortion"]
+    assert [rate["num_quantizers"] for rate in rates] == [*range(1, len(rates) + 1)] and len(rates) > 1
+    assert rates[-1]["overall"] == metrics["overall"]["mpjpe"] < rates[0]["overall"]
+    assert rates[-1]["bits_per_frame"] == metrics["tokens"]["bits_per_frame"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "sequences.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"clip{seed}" for seed in range(7)]
     assert rows[1]["parts"]["left_hand"] is None
     assert rows[1]["hand_error"] == pytest.approx(rows[1]["parts"]["right_hand"])
+    for part, key in (("overall", "mpjpe"), ("left_hand", "mpjpe"), ("overall", "pa_mpjpe"), ("body", "dtw_mje")):
+        cells = [row["figures"][part][key] for row in rows if key in row["figures"][part]]
+        mean = sum(mean * count for mean, count in cells) / sum(count for _, count in cells)
+        table = metrics["overall"] if part == "overall" else metrics["parts"][part]
+        assert mean == pytest.approx(table[key], rel=1e-9), "the rows make up the whole"
     page = (tmp_path / "out" / "report" / "index.html").read_text()
     for part in GROUPS:
         assert f'<data value="{metrics["parts"][part]["mpjpe"]}">' in page
         assert f"{part:<12}{100 * metrics['parts'][part]['mpjpe']:>11.2f} %" in printed
-    assert page.count('class="player"') == 5
+    assert page.count("<li><button") == 5
     assert str(tmp_path / "out" / "metrics.json") in printed and "report" in printed
 
 
@@ -243,3 +275,60 @@ def test_the_table_tells_what_was_not_measured():
     config = PoseTokenizerConfig()
     table = format_table(ReconstructionMetrics(config.layout, config).compute())
     assert "left_hand               -" in table and "0 sequences" in table
+
+
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
+
+
+def test_two_processes_write_what_one_writes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK_SEQUENCES", 2)
+    arguments = {"model": folder / "model", "data": folder / "data"}
+    run(monkeypatch, **arguments, output=tmp_path / "one")
+    script = tmp_path / "evaluate.py"  # in chunks as small, since the data is
+    script.write_text(
+        "import runpy\nfrom modeling_pose_tokenizer import evaluation\nevaluation.CHUNK_SEQUENCES = 2\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    words = [f"--{key}={value}" for key, value in arguments.items()]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(SCRIPT.parents[1])}
+    command = [sys.executable, *LAUNCHER, script, *words, f"--output={tmp_path / 'two'}"]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("figures:") == 1 and "process 1 of 2" in done.stderr
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert (two / "sequences.jsonl").read_bytes() == (one / "sequences.jsonl").read_bytes()
+    found, expected = (flatten(json.loads((place / "metrics.json").read_text())) for place in (two, one))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        rel = 1e-6 if "frechet" in key else 1e-9
+        assert found[key] == (value if value is None or isinstance(value, str) else pytest.approx(value, rel=rel)), key
+
+
+def test_memory_does_not_grow_with_the_corpus(loaded, monkeypatch, tmp_path):
+    """Nothing as large as a pose is held once it is measured, and of rows only their places."""
+    model, dataset = loaded
+    monkeypatch.setattr(evaluation, "CHUNK_SEQUENCES", 2)
+    held = []
+    measure = evaluation._Totals.add_batch
+
+    def add_batch(totals, model, batch):
+        held.append(weakref.ref(batch["input_values"]))
+        return measure(totals, model, batch)
+
+    monkeypatch.setattr(evaluation._Totals, "add_batch", add_batch)
+    totals = evaluation._Totals(model, rate_distortion=True)
+    evaluation._write_sequences(tmp_path, model, dataset, 8, totals, process_state())
+    gc.collect()
+    assert len(held) >= 4 and not any(reference() is not None for reference in held)
+    rows = evaluation._RowFile(tmp_path / "sequences.jsonl")
+    assert [rows[index] for index in range(7)] == list(rows) and len(rows) == 7
+    assert [row["id"] for row in rows] == dataset.ids
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 12, 40])
+def test_the_report_shows_as_many_sequences_as_asked_for(count):
+    rows = [{"hand_error": None, "mpjpe": error, "parts": {"body": error}} for error in range(30)]
+    chosen = representative_sequences(rows, count)
+    assert len(chosen) == min(count, 30) and list(chosen) == sorted(chosen)
+    assert 0 in chosen and (count == 1 or 29 in chosen)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import random_poses
 
 from modeling_pose_tokenizer import PoseFeatureExtractor, PoseTokenizerConfig, PoseTokenizerModel
 from modeling_pose_tokenizer.formats import PoseSequence, read_npz, write_npz
 from modeling_pose_tokenizer.hub import save_checkpoint
+from models import random_poses
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "sign_language_model"

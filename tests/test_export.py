@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from corpora import run_script
 from exports import export_model_of, fitted_model
-
 from modeling_pose_tokenizer import export
 from modeling_pose_tokenizer.export import Difference, ExportError, export_model, sample_poses
 from modeling_pose_tokenizer.hub import save_checkpoint

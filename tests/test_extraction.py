@@ -16,6 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from corpora import (
     FRAME_RATES,
     LENGTHS,
@@ -27,9 +30,6 @@ from corpora import (
     make_sequence,
     run_script,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from modeling_pose_tokenizer import extraction
 from modeling_pose_tokenizer.codes_pose_tokenizer import PoseCodeFormatter
 from modeling_pose_tokenizer.dataset import PoseDataset

@@ -404,7 +404,7 @@ def test_from_config(fields):
 @pytest.mark.parametrize(
     ("poses", "fps", "message"),
     [
-        (np.zeros((3, 133, 3)), None, "133 keypoints; the layout coco_17 has 17 .*is the layout coco_wholebody_133"),
+        (np.zeros((3, 133, 3)), None, "133 keypoints; the layout coco_17 has 17 .*this looks like coco_wholebody_133"),
         (np.zeros((3, 16, 3)), None, r"16 keypoints; the layout coco_17 has 17\.$"),
         (np.zeros((3, 17, 2)), None, r"2 values per keypoint; expected 3 \(x, y, confidence\)"),
         (np.zeros((0, 17, 3)), None, "no frames"),

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
 from corpora import ROOT, extract, make_model, run_script
 from described import make_described_corpus
 from hub_server import TOKEN, HubServer, Repository
-from transformers import AutoFeatureExtractor, AutoModel
-
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
 from modeling_pose_tokenizer.decoding import decode_tokens
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor

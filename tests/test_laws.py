@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import VARIANTS, differing, random_poses, small_config, train_model, trained_model
 
 from modeling_pose_tokenizer import PoseTokenizerModel, PoseTokenizerStream
+from models import VARIANTS, differing, random_poses, small_config, train_model, trained_model
 
 # Codes may flip where two are equally near to the last bit and a differently shaped product rounds differently.
 MAX_FLIPS = 1e-3

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_pose_tokenizer.formats import PoseDataError
-from modeling_pose_tokenizer.layout_conversion import IBUG_MESH_POINTS, find_conversion, is_convertible
+from modeling_pose_tokenizer.layout_conversion import find_conversion, is_convertible
+from modeling_pose_tokenizer.pose_files import IBUG_MESH_POINTS
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import SKELETONS, get_skeleton
 
 PAIRS = [(a, b) for a in SKELETONS for b in SKELETONS if a != b and is_convertible(a, b)]

@@ -1,5 +1,6 @@
 """Every metric against a loop that follows its definition word by word, and the ways in which partial sums add up."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
-from modeling_pose_tokenizer.metrics import DISTANCE_KEYS, PCK_THRESHOLDS, ReconstructionMetrics, reference_scale
+from modeling_pose_tokenizer.metrics import (
+    DISTANCE_KEYS,
+    PCK_THRESHOLDS,
+    SPEED_EDGES,
+    ReconstructionMetrics,
+    reference_scale,
+)
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import build_skeleton, get_skeleton
 
 NAMES = ("left_shoulder", "right_shoulder", "left_wrist", "right_wrist", "nose")
@@ -309,3 +316,28 @@ def test_the_evaluate_metric_loads_offline_and_measures_in_shoulder_widths(modul
     metric.add_batch(predictions=predictions, references=references)
     given = metric.compute(scale=[1.0, 1.0])
     assert given["overall"]["mpjpe"] == pytest.approx(5.0, rel=1e-5) and "tokens" not in given
+
+
+def test_errors_by_speed_are_those_of_a_plain_loop():
+    config = PoseTokenizerConfig(skeleton="coco_17", sampling_rate=20.0)
+    generator = np.random.default_rng(0)
+    references = np.cumsum(generator.normal(0, 0.1, (3, 9, 17, 3)), 1)
+    references[..., 2] = generator.random((3, 9, 17)) > 0.2
+    predictions, mask = references + generator.normal(0, 0.1, references.shape), np.ones((3, 9))
+    mask[1, 6:] = 0
+    found = ReconstructionMetrics(config.layout, config)
+    for row in range(3):
+        found.update(predictions[row : row + 1], references[row : row + 1], mask[row : row + 1])
+    edges = [0.0, *SPEED_EDGES, math.inf]
+    for group, keypoints in config.layout.group_keypoints.items():
+        cells = found.compute()["by_speed"][group]
+        assert [cell["to"] for cell in cells] == [*SPEED_EDGES, None]
+        for cell, start, stop in zip(cells, edges, edges[1:], strict=False):
+            errors = []
+            for row, frame, point in itertools.product(range(3), range(1, 9), keypoints):
+                now, before = references[row, frame, point], references[row, frame - 1, point]
+                speed = 20.0 * math.dist(now[:2], before[:2])
+                if mask[row, frame] and now[2] and before[2] and start < speed <= stop:
+                    errors.append(math.dist(now[:2], predictions[row, frame, point, :2]))
+            assert cell["from"] == start and cell["count"] == len(errors)
+            assert cell["mpjpe"] == (pytest.approx(np.mean(errors)) if errors else None)

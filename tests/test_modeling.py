@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import VARIANTS, random_poses, small_config, trained_model
 from torch import nn
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerLoss, PoseTokenizerModel
@@ -18,6 +17,7 @@ from modeling_pose_tokenizer.graph_pose_tokenizer import (
     PoseTokenizerUnpooling,
 )
 from modeling_pose_tokenizer.loss_pose_tokenizer import SMOOTH_L1_BETA, LossInputs
+from models import VARIANTS, random_poses, small_config, trained_model
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 sizes = st.lists(st.integers(1, 5), min_size=1, max_size=5)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from motions import ASF, write_amc, write_bvh
 
 from modeling_pose_tokenizer.formats import PoseFileError, read_sequences
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import build_skeleton
+from motions import ASF, write_amc, write_bvh
 
 
 def turn(axis: str, degrees: float) -> np.ndarray:

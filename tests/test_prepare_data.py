@@ -1,7 +1,10 @@
 """Preparation of data: every sequence lands whole in its split, and what fails leaves no split behind."""
 
 import json
+import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -17,10 +20,14 @@ from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
+from modeling_pose_tokenizer import conversion
+from modeling_pose_tokenizer.checking import check_data, check_from_json, check_to_json
 from modeling_pose_tokenizer.conversion import SplitRule, find_input, prepare_data, resample
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError, PoseSequence, read_npz, write_npz, write_shard
+from modeling_pose_tokenizer.plausibility import PlausibilityCheck
+from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 N = 17
@@ -348,6 +355,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "another D": ({"keypoint_dim": 4}, "poses have 3 values per keypoint, expected 4"),
     "no frame rate": ({"fps": 0.0}, "fps is 0.0"),
     "no shards": ({"shards": 0}, "shards is 0"),
+    "endless frame rate": ({"fps": float("inf")}, "fps is inf"),
+    "no share": ({"max_rejected": float("nan")}, "max_rejected is nan, expected a share from 0 to 1"),
+    "unfaithful layout": ({"to_layout": "phoenix_50"}, "coco_17 does not convert to phoenix_50"),
+    "no layout to convert": ({"layout": None, "to_layout": "coco_17"}, "layout is None, expected the name of one"),
+    "no such layout file": ({"layout": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
     "no processes": ({"num_proc": 0}, "num_proc is 0"),
     "nothing usable": ({"keypoint_dim": 4, "max_rejected": 1.0}, "None of the input files can be used"),
 }
@@ -403,6 +415,133 @@ def test_an_unwritable_output_is_an_error(source: Path, tmp_path: Path) -> None:
         with pytest.raises(PoseDataError, match=f"^{output} cannot be written"):
             prepare_data([str(source)], output, layout="coco_17", **BY_LANGUAGE)
     assert (tmp_path / "file").read_text() == ""
+
+
+# ---- layouts, and what cannot be right ------------------------------------------------------------------------------
+
+
+def moving(frames: int = 40) -> PoseSequence:
+    """A person of 133 keypoints who waves; the right hand jumps far away in frame 20."""
+    generator = np.random.default_rng(0)
+    poses = np.ones((frames, 133, 3), np.float32)
+    poses[..., :2] = generator.uniform(0, 60, (133, 2)) + generator.normal(size=(frames, 133, 2)).cumsum(0) * 0.2
+    poses[:, 5, :2], poses[:, 6, :2], poses[:, :5, :2] = (90, 100), (10, 100), (50, 20)
+    poses[20, 112:, :2] += 1000
+    return PoseSequence("waving", poses, np.ones(frames, bool), 25.0)
+
+
+@pytest.fixture
+def waving(tmp_path: Path) -> Path:
+    folder = tmp_path / "waving" / "train"
+    folder.mkdir(parents=True)
+    write_npz(folder / "waving.npz", moving())
+    return tmp_path / "waving"
+
+
+JUMP = r"waving\.npz, frame 20: teleporting hand: the right hand jumps"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_conversion_warns_of_its_input(waving: Path, tmp_path: Path, monkeypatch: Any, resumed: bool) -> None:
+    """With the frame of the file, whatever the frame rate that is asked for; a run that goes on says it too."""
+    if resumed:
+        move = "modeling_pose_tokenizer.conversion._move"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(move, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            prepare_data([str(waving)], tmp_path / "data", fps=50.0)
+        monkeypatch.setattr("modeling_pose_tokenizer.conversion.read_sequences", None)  # nothing is read again
+    result = prepare_data([str(waving)], tmp_path / "data", fps=50.0)
+    assert any(re.search(JUMP, str(problem)) for problem in result.check.problems)
+    assert result.check.sequences == 1 and result.splits["train"].frames == 79
+
+
+def test_a_check_comes_back_from_json(waving: Path) -> None:
+    check, rejected, unknown = check_data([str(waving)], layout=get_skeleton("coco_wholebody_133"), num_proc=1)
+    assert check.problems and not rejected and not unknown
+    content = json.loads(json.dumps(check_to_json(check)))
+    again = check_from_json(content, check.layout)
+    assert check_to_json(again) == check_to_json(check)
+    assert again.problems == check.problems and again.table() == check.table()
+    assert vars(again).keys() == vars(PlausibilityCheck()).keys()
+
+
+def test_check_reads_only_and_tells(
+    waving: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "reports" / "data.html"
+    options = ["--input", waving, "--check", "--num-proc", 1]
+    assert run(monkeypatch, *options, "--data-report", report) == 1
+    out, err = capfd.readouterr()
+    assert re.search("warning: .*" + JUMP, err) and "1 sequences, 40 frames; 0 files cannot be used" in out
+    assert "teleporting hand" in report.read_text() and "<script" not in report.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reports", "waving"]
+    sequence = moving()
+    sequence.poses[20] = sequence.poses[19] + 0.01
+    write_npz(waving / "train" / "waving.npz", sequence)
+    (waving / "README.md").write_text("about")
+    assert run(monkeypatch, *options) == 0
+    (waving / "broken.npz").write_bytes(b"PK")
+    assert run(monkeypatch, *options) == 1
+    assert "broken.npz: is not an npz file" in capfd.readouterr().err
+    assert run(monkeypatch, "--input", waving) == 2
+    assert "expected --output DIR, or --check" in capfd.readouterr().err
+
+
+def test_layouts_convert(waving: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert run(monkeypatch, "--input", waving, "--output", tmp_path / "data", "--to-layout", "unisign_69") == 0
+    sequence = read_split(tmp_path / "data" / "train")["waving"]
+    source, target = (get_skeleton(name).keypoint_names for name in ("coco_wholebody_133", "unisign_69"))
+    np.testing.assert_array_equal(sequence.poses, moving().poses[:, [source.index(name) for name in target]])
+    assert capsys.readouterr().out.splitlines()[1].split()[4] == "unisign_69"
+    assert run(monkeypatch, "--input", waving, "--output", tmp_path / "b", "--to-layout", "openpose_137") == 0
+    assert "neck is midway between the shoulders" in capsys.readouterr().out
+
+
+def test_a_layout_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("keypoint_names: a b c\nedges: [a b c]\nparts: {body: a b, left_hand: c}\n")
+    (tmp_path / "in" / "train").mkdir(parents=True)
+    write_npz(tmp_path / "in" / "train" / "x.npz", PoseSequence("x", np.ones((3, 3, 4)), np.ones(3, bool), 25.0))
+    result = prepare_data([str(tmp_path / "in")], tmp_path / "data", layout=str(tmp_path / "own.yaml"))
+    assert dict(result.splits["train"].keypoints) == {"body": 6, "left_hand": 3}
+
+
+# ---- links and names ------------------------------------------------------------------------------------------------
+
+
+def test_links_are_followed_once(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "train").symlink_to(source / "ase", target_is_directory=True)
+    (source / "ase" / "back").symlink_to(tmp_path / "tree", target_is_directory=True)
+    prepare_data([str(tmp_path / "tree")], tmp_path / "data", layout="coco_17")
+    assert sorted(read_split(tmp_path / "data" / "train")) == ["0", "1", "2", "3"]
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_any_id_is_a_file_name(id: str) -> None:
+    name = conversion._file_name(id)
+    assert 0 < len(name.encode()) <= 200 and "/" not in name and not name.startswith(".") and name.isprintable()
+    assert name != conversion._file_name(id + "x" * 300)
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "in" / "train").mkdir(parents=True)
+    for number in range(200):
+        write_npz(tmp_path / "in" / "train" / f"{number}.npz", make_sequence(str(number), 40))
+    command = [sys.executable, str(SCRIPT), "--input", str(tmp_path / "in"), "--layout", "coco_17"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "data"), "--num-proc", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    done, deadline = tmp_path / "data" / ".unfinished" / "done", time.monotonic() + 60
+    while not list(done.glob("[!.]*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-1] == "Stopped: the same command goes on from here."
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from models import small_config, trained_model
 
 from modeling_pose_tokenizer.codebook_pose_tokenizer import (
     code_statistics,
@@ -21,6 +20,7 @@ from modeling_pose_tokenizer.quantization_pose_tokenizer import (
     ResidualFiniteScalarQuantizer,
     ResidualVectorQuantizer,
 )
+from models import small_config, trained_model
 
 quantizers = pytest.mark.parametrize("variant", ["parts", "fsq", "whole"])
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from ranks import CASES
 
+from ranks import CASES
 from runs import ROOT, arguments, read_log, write_sequences
 
 LAUNCHES = ROOT / "training" / "accelerate"

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,6 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from motions import BVH, write_amc, write_bvh
 from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
@@ -37,6 +38,7 @@ from modeling_pose_tokenizer.formats import (
 )
 from modeling_pose_tokenizer.plain_pickle import read_plain_pickle
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
+from motions import BVH, write_amc, write_bvh
 
 HOLISTIC = get_skeleton("mediapipe_holistic_543")
 T = 5
@@ -459,7 +461,7 @@ def test_a_bad_file_is_refused_in_one_sentence_and_fast(name: str, tmp_path: Pat
         read(path)
     assert reason in error.value.reason
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
-    assert time.process_time() - started < (5 if name == "many.pkl" else 1)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -474,8 +476,24 @@ def test_limits_hold_for_every_kind(name: str, tmp_path: Path) -> None:
 def test_a_parquet_bomb_meets_the_ratio(tmp_path: Path) -> None:
     table = pa.table({"frame": np.zeros(10**6, np.int64), "x_pose_0": np.ones(10**6), "y_pose_0": np.ones(10**6)})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
-    with pytest.raises(PoseFileError, match="declares 24000000 bytes of data, more than the limit"):
+    with pytest.raises(
+        PoseFileError, match=r"declares 24000000 bytes of data in .*, more than the limit of 200 for each"
+    ):
         read(tmp_path / "a.parquet")
+
+
+def test_damaged_parquet_does_not_end_the_process(tmp_path: Path) -> None:
+    """Statistics that contradict the schema: pyarrow aborts where it is asked for a column's metadata."""
+    columns = {"frame": [0, 1], "type": ["face", "pose"], "landmark_index": [1, 2], "x": [1.0, 2.0], "y": [0.5, 1.0]}
+    schema = pa.schema([pa.field(name, pa.array(values).type) for name, values in columns.items()])
+    pyarrow.parquet.write_table(pa.table(columns, schema), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    place = content.rindex(b"landmark_index", 0, content.index(b"ARROW:schema"))
+    optional = content.rindex(b"\x25\x02", 0, place)  # of the field's definition: may be missing
+    (tmp_path / "a.parquet").write_bytes(content[:optional] + b"\x25\x00" + content[optional + 2 :])
+    program = "import sys; from modeling_pose_tokenizer.formats import *; read_sequences(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a.parquet"], capture_output=True, check=False)
+    assert done.returncode == 1 and b"a.parquet: " in done.stderr and b"PoseFileError" in done.stderr
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exports import export_model_of
 
 import modeling_pose_tokenizer
+from exports import export_model_of
 from modeling_pose_tokenizer.export import export_model, sample_poses
 from modeling_pose_tokenizer.runtime import PoseRuntime, RuntimeFolderError
 

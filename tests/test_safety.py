@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from corpora import ROOT, extract, make_corpus, run_script
 from transformers import AutoModel
 
+from corpora import ROOT, extract, make_corpus, run_script
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.extraction import TokenFolderError, read_manifest
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor

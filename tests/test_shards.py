@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import HubServer, Repository
-from test_dataset import D, L, N, assert_same_items, make_sequence
 from torch.utils.data import DataLoader
 
+from hub_server import HubServer, Repository
 from modeling_pose_tokenizer.dataset import PoseDataset, collate
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from modeling_pose_tokenizer.formats import PoseDataError, write_shard
 from modeling_pose_tokenizer.shards import PoseStream
+from test_dataset import D, L, N, assert_same_items, make_sequence
 
 ROOT = Path(__file__).parents[1]
 

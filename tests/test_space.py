@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from browser import open_browser, open_page
 from huggingface_hub.utils import filter_repo_objects
 
+from browser import open_browser, open_page
 from modeling_pose_tokenizer.formats import PoseFileError, PoseSequence, read_npz, write_npz, write_pose, write_shard
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.metrics import ReconstructionMetrics
@@ -141,7 +141,7 @@ def bad_files(folder):
     np.savez(folder / "layout.npz", poses=np.ones((9, 178, 3), np.float32))
     np.savez(folder / "none.npz", poses=np.ones((0, 133, 3), np.float32))
     np.savez(folder / "long.npz", poses=np.ones((frames, 133, 3), np.float32))
-    np.savez(folder / "slow.npz", poses=np.ones((9, 133, 3), np.float32), fps=1e-6)
+    np.savez(folder / "slow.npz", poses=np.ones((99, 133, 3), np.float32), fps=0.1)
     np.savez(folder / "hostile.npz", **{HOSTILE: np.zeros(3)})
     np.savez_compressed(folder / "bomb.npz", poses=np.zeros((50_000, 133, 3), np.float32))
     (folder / "broken.npz").write_bytes(b"PK\3\4 and no more")
@@ -180,8 +180,11 @@ def test_as_many_frames_as_the_page_says(app, codec, tmp_path):
 def test_pose_files_are_converted_where_the_layout_can_be(app, codec, checkpoint, tmp_path):
     write_pose(tmp_path / "clip.pose", make_sequence("clip", 20, 25.0), get_skeleton("coco_wholebody_133"))
     assert codec.read(str(tmp_path / "clip.pose"))[0].poses.shape == (20, 133, 3)
-    with pytest.raises(PoseFileError, match=r"layout is 'coco_17', but \.pose files convert to"):
-        app.Codec(str(checkpoint)).open(str(tmp_path / "clip.pose"))
+    other = app.Codec(str(checkpoint))
+    assert other.read(str(tmp_path / "clip.pose"))[0].poses.shape == (20, 17, 3)
+    write_pose(tmp_path / "other.pose", make_sequence("clip", 20, 25.0, 50), get_skeleton("phoenix_50"))
+    with pytest.raises(PoseFileError, match="coco_17"):
+        other.open(str(tmp_path / "other.pose"))
 
 
 def test_a_model_that_is_not_there_is_one_sentence(app, monkeypatch):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import HubServer, Repository
-from test_resume import final_hashes, finish, kill, start
 
+from hub_server import HubServer, Repository
 from modeling_pose_tokenizer.formats import PoseSequence, write_shard
 from runs import ROOT, TRAIN, arguments, has_reached, read_log, run_script, write_sequences
+from test_resume import final_hashes, finish, kill, start
 
 STREAM = {"data__streaming": True, "data__shuffle_buffer": 4, "training__max_steps": 16, "training__batch_size": 2}
 

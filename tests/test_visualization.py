@@ -1,8 +1,8 @@
-"""Figures, films and the report: they show what they are given, missing points are absent, no input breaks them."""
+"""Figures and films: they show what they are given, missing points are absent, no input breaks them."""
 
-import base64
-import json
-import re
+import math
+import sys
+from itertools import pairwise
 
 import matplotlib.pyplot
 import numpy as np
@@ -13,138 +13,42 @@ from PIL import Image
 
 from modeling_pose_tokenizer.configuration_pose_tokenizer import PoseTokenizerConfig
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
+from modeling_pose_tokenizer.figures import codebook_figure, error_figure, write_figures
 from modeling_pose_tokenizer.formats import PoseSequence, write_npz, write_shard
 from modeling_pose_tokenizer.hub import save_checkpoint
 from modeling_pose_tokenizer.metrics import ReconstructionMetrics
 from modeling_pose_tokenizer.modeling_pose_tokenizer import PoseTokenizerModel
+from modeling_pose_tokenizer.pose_pairs import frame_errors
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import SKELETONS, get_skeleton
 from modeling_pose_tokenizer.visualization import (
-    MISSING,
     PosePair,
     animate,
     animate_file,
     figure_to_array,
     reconstruction_figure,
-    write_report,
 )
-
-WHOLEBODY = get_skeleton("coco_wholebody_133")
-
-
-def random_poses(frames, skeleton=WHOLEBODY, dims=3, seed=0):
-    """Poses (T, N, D) that wander, a tenth of the keypoints missing and some of those not even numbers."""
-    rng = np.random.default_rng(seed)
-    poses = rng.normal(size=(1, skeleton.num_keypoints, dims)) + 0.05 * rng.normal(size=(frames, 1, dims)).cumsum(0)
-    poses[..., -1] = rng.choice([0.0, 0.8, 1.0], p=[0.1, 0.4, 0.5], size=poses.shape[:-1])
-    poses[(poses[..., -1] == 0) & (rng.random(poses.shape[:-1]) < 0.5), :-1] = np.nan
-    return poses.astype(np.float32)
+from pages import WHOLEBODY, page_data, random_poses, unpack_poses
 
 
-def page_data(page, name):
-    """What the page's script holds under a name; the values stand on one line, `a = {...}, b = {...}, c = [...];`."""
-    (line,) = re.findall(r"^const skeleton = .*;$", page, re.MULTILINE)
-    text = line[line.index(f"{name} = ") + len(name) + 3 :]
-    return json.JSONDecoder().raw_decode(text)[0]
-
-
-def unpack(text, *shape):
-    return np.frombuffer(base64.b64decode(text), "<i2").reshape(*shape, 2)
-
-
-# ---- the report --------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(1e-3, 1e3), st.sampled_from([3, 4]))
-def test_the_page_holds_the_poses_and_nothing_where_they_are_missing(tmp_path_factory, seed, frames, scale, dims):
-    reference, reconstruction = (random_poses(frames, dims=dims, seed=seed + i) for i in range(2))
-    for poses in (reference, reconstruction):
-        poses[..., :-1] *= scale
-    path = tmp_path_factory.mktemp("report") / "page.html"
-    write_report(path, [PosePair("clip", reference, reconstruction)], WHOLEBODY)
-    (player,) = page_data(path.read_text("utf-8"), "sequences")
-    seen = [(poses[..., -1] >= 0.3) & np.isfinite(poses).all(-1) for poses in (reference, reconstruction)]
-    packed = [unpack(player[name], frames, 133) for name in ("reference", "reconstruction")]
-    for there, values in zip(seen, packed, strict=True):
-        assert np.array_equal(there, values[..., 0] != MISSING)
-    # one similarity brings both back: to half a step, where half a view is 3000 steps
-    if seen[0].sum() < 2:
-        return
-    points, steps = reference[seen[0]][:, :2].astype(np.float64), packed[0][seen[0]].astype(np.float64)
-    low, high = points.argmin(0)[0], points.argmax(0)[0]
-    unit = (points[high, 0] - points[low, 0]) / (steps[high, 0] - steps[low, 0])
-    origin = points[low] - unit * steps[low]
-    for poses, there, values in zip((reference, reconstruction), seen, packed, strict=True):
-        error = np.abs(values[there] * unit + origin - poses[there][:, :2])
-        assert error.max(initial=0.0) < 4 * unit
-
-
-def filled_metrics(skeleton=WHOLEBODY, missing_part=None):
+def filled_metrics():
+    """Figures of a made-up evaluation with every section, and its code counts."""
     config = PoseTokenizerConfig(num_quantizers=[3, 1, 2, 2], codebook_size=16)
-    metrics = ReconstructionMetrics(skeleton, config)
+    metrics = ReconstructionMetrics(WHOLEBODY, config)
     poses = random_poses(9)
-    if missing_part:
-        poses[:, list(skeleton.group_keypoints[missing_part])] = 0.0
     metrics.update((poses + 0.03)[None], poses[None], None, [100.0])
     metrics.update_codes(np.random.default_rng(0).integers(0, 16, (1, 8, 3)), None, 0.0123)
-    return metrics
-
-
-def test_the_page_stands_alone_and_its_numbers_are_those_of_the_metrics(tmp_path):
-    metrics = filled_metrics(missing_part="left_hand")
     result = metrics.compute()
-    poses = random_poses(6)
-    hostile = "</script><script>alert(1)</script>"
-    pairs = [PosePair(hostile, poses, poses + 0.01, 25.0, "Best", {"body": 0.0123, "left_hand": None})]
-    path = tmp_path / "index.html"
-    path.write_text("an older report")
-    write_report(path, pairs, WHOLEBODY, result, metrics.code_counts.numpy(), title="A & B", subtitle=hostile)
-    page = path.read_text("utf-8")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]
-    assert "://" not in page and not re.search(r"<link|@import|\bsrc=|\bhref=|\burl\(", page)
-    assert "default-src 'none'" in page
-    assert hostile not in page and page.count("<script>") == 1 and "A &amp; B" in page
-    shown = {float(value) for value in re.findall(r'<data value="([^"]+)">', page)}
-    expected = {0.0123, *result["data"].values()}
-    for block in (result["overall"], *result["parts"].values()):
-        expected |= {value for key, value in block.items() if key not in ("mse", "mae")}
-    for value in result["tokens"].values():
-        expected |= set(value) if isinstance(value, list) else {value}
-    expected -= {None, *result["tokens"]["codebooks"]}
-    assert expected <= shown
-    assert shown <= expected | {16.0, 3.0}, "a number that is not in the metrics (but the sizes of the codebooks)"
-    assert not re.search(r"\bnan\b", re.sub(r'"[A-Za-z0-9+/=]{20,}"', "", page).lower()), "base64 aside"
-
-
-@pytest.mark.parametrize("name", sorted(SKELETONS))
-def test_every_layout_can_be_drawn(tmp_path, name):
-    skeleton = get_skeleton(name)
-    poses = random_poses(5, skeleton, dims=4)
-    write_report(tmp_path / "page.html", [PosePair("clip", poses, poses)], skeleton)
-    lines = page_data((tmp_path / "page.html").read_text("utf-8"), "skeleton")["lines"]
-    assert len(lines) >= len(skeleton.edges) - 1
-    assert reconstruction_figure(poses, poses, skeleton).axes
-
-
-@pytest.mark.parametrize(
-    "case", ["one frame", "nothing seen", "not a number", "original alone", "no sequence", "far away"]
-)
-def test_no_input_breaks_the_pictures(tmp_path, case):
-    reference = random_poses(1 if case == "one frame" else 4)
-    reconstruction = reference + 0.01
-    if case == "nothing seen":
-        reference[..., -1] = 0.0
-    if case == "not a number":
-        reconstruction[:] = np.nan
-    if case == "far away":
-        reconstruction[0, 5, :2] = 1e30
-    pair = PosePair("clip", reference, None if case == "original alone" else reconstruction)
-    write_report(
-        tmp_path / "page.html", [] if case == "no sequence" else [pair], WHOLEBODY, filled_metrics().compute()
-    )
-    empty = ReconstructionMetrics(WHOLEBODY).compute()
-    write_report(tmp_path / "empty.html", [], WHOLEBODY, empty)
-    assert figure_to_array(reconstruction_figure(reference, reconstruction, WHOLEBODY)).shape[-1] == 3
-    animate(pair, WHOLEBODY, tmp_path / "clip.gif")
+    parts = {part: block["mpjpe"] for part, block in result["parts"].items()}
+    ends = [0.0, 1.0, None]
+    result["by_speed"] = {
+        part: [{"from": low, "to": high, "mpjpe": error, "count": 7} for low, high in pairwise(ends)]
+        for part, error in parts.items()
+    }
+    result["rate_distortion"] = [
+        {"num_quantizers": level, "bits_per_frame": 4.0 * level, "overall": 0.1 / level, "parts": parts}
+        for level in (1, 2, 3)
+    ]
+    return result, metrics.code_counts.numpy()
 
 
 # ---- figures and films -------------------------------------------------------------------------------------------
@@ -171,6 +75,75 @@ def test_a_figure_overlays_both_and_zooms_on_the_hands_that_are_seen():
     assert matplotlib.pyplot.get_fignums() == [], "no global state keeps figures alive"
 
 
+@pytest.mark.parametrize("name", sorted(SKELETONS))
+def test_every_layout_can_be_drawn(name):
+    skeleton = get_skeleton(name)
+    poses = random_poses(5, skeleton, dims=4)
+    assert reconstruction_figure(poses, poses, skeleton).axes
+    assert error_figure(PosePair("clip", poses, poses), skeleton).axes
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.floats(1e-2, 1e2), st.sampled_from([3, 4]))
+def test_errors_over_time_are_the_errors_of_the_metrics(seed, frames, scale, dims):
+    reference, change = random_poses(frames, dims=dims, seed=seed), random_poses(frames, dims=dims, seed=seed + 1)
+    reconstruction = reference + np.float32(0.1) * np.nan_to_num(change)
+    pair = PosePair("clip", reference, reconstruction, scale=scale)
+    errors = frame_errors(pair, WHOLEBODY, 0.3)
+    for part, own in WHOLEBODY.group_keypoints.items():
+        for t in range(frames):
+            seen = [k for k in own if reference[t, k, -1] >= 0.3 and np.isfinite(reference[t, k]).all()]
+            distances = [
+                math.dist(*(poses[t, k, :-1].tolist() for poses in (reference, reconstruction))) for k in seen
+            ]
+            expected = sum(distances) / len(seen) / scale if seen else math.nan
+            assert errors[part][t] == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+
+def test_every_fact_has_a_figure_in_pixels_and_in_vectors(tmp_path):
+    metrics, counts = filled_metrics()
+    poses = random_poses(9)
+    pairs = [PosePair("alone", poses), PosePair("clip", poses, poses + np.float32(0.1))]
+    files = write_figures(tmp_path / "new" / "figures", pairs, WHOLEBODY, metrics, counts)
+    names = ("body_map", "reconstruction", "error_over_time", "error_by_speed", "rate_distortion", "codebook_use")
+    assert {path.name for path in files} == {f"{name}{end}" for name in names for end in (".png", ".pdf")}
+    assert sorted(files) == sorted((tmp_path / "new" / "figures").iterdir())
+    for path in files:
+        assert path.read_bytes().startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
+    assert matplotlib.pyplot.get_fignums() == [], "no global state keeps figures alive"
+
+
+def test_the_codebook_figure_shows_used_and_dead_codes():
+    counts = np.array([[5, 0, 3, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    by_name, by_pair = ["body/0", "body/1", "face/0"], [("body", 0), ("body", 1), ("face", 0)]
+    for codebooks in (by_name, by_pair):
+        figure = codebook_figure(counts, codebooks)
+        body, face = figure.axes
+        assert [line.get_ydata().tolist() for line in body.lines[::2]] == [[5, 3], [1, 1, 1, 1]]
+        labels = [line.get_label() for line in (*body.lines[::2], face.lines[0])]
+        assert [label.split(": ")[1].split(" dead")[0] for label in labels] == ["2", "0", "4"]
+        assert labels[1].endswith("perplexity 4") and labels[2].endswith("perplexity 0")
+        assert figure_to_array(figure).ndim == 3
+    with pytest.raises(ValueError, match=r"code_counts has the shape \(3, 4\); expected \(2, K\)"):
+        codebook_figure(counts, by_name[:2])
+
+
+@pytest.mark.parametrize("case", ["one frame", "nothing seen", "not a number", "original alone", "far away"])
+def test_no_input_breaks_the_pictures(tmp_path, case):
+    reference = random_poses(1 if case == "one frame" else 4)
+    reconstruction = reference + np.float32(0.01)
+    if case == "nothing seen":
+        reference[..., -1] = 0.0
+    if case == "not a number":
+        reconstruction[:] = np.nan
+    if case == "far away":
+        reconstruction[0, 5, :2] = 1e30
+    pair = PosePair("clip", reference, None if case == "original alone" else reconstruction)
+    assert figure_to_array(reconstruction_figure(reference, reconstruction, WHOLEBODY)).shape[-1] == 3
+    animate(pair, WHOLEBODY, tmp_path / "clip.gif")
+    empty = ReconstructionMetrics(WHOLEBODY).compute()
+    assert write_figures(tmp_path / "figures", [pair], WHOLEBODY, empty)
+
+
 def test_a_gif_has_a_picture_for_every_frame(tmp_path):
     reference = random_poses(7)
     animate(PosePair("clip", reference, reference + 0.1, fps=20.0), WHOLEBODY, tmp_path / "clip.gif")
@@ -182,6 +155,14 @@ def test_a_gif_has_a_picture_for_every_frame(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.gif", "clip.gif"]
 
 
+def test_a_video_is_written_and_read_again(tmp_path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    reference = random_poses(7)
+    animate(PosePair("clip", reference, reference, fps=20.0), WHOLEBODY, tmp_path / "clip.mp4")
+    count, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "clip.mp4"))
+    assert count == 7 and seconds == pytest.approx(7 / 20, abs=0.02)
+
+
 def test_what_cannot_be_written_is_said_in_a_sentence(tmp_path, monkeypatch):
     pair = PosePair("clip", random_poses(3))
     with pytest.raises(ValueError, match=r"clip\.avi ends in '\.avi'.*\.gif, \.mp4 or \.html"):
@@ -189,6 +170,7 @@ def test_what_cannot_be_written_is_said_in_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"clip\.gif cannot be written: there is no folder .*nowhere"):
         animate(pair, WHOLEBODY, tmp_path / "nowhere" / "clip.gif")
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without ffmpeg
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(RuntimeError, match="needs the program ffmpeg"):
         animate(pair, WHOLEBODY, tmp_path / "clip.mp4")
     assert not list(tmp_path.iterdir())
@@ -199,6 +181,17 @@ def test_upside_down_turns_y_alone():
     turned = PosePair("clip", reference, reference).upside_down()
     assert np.array_equal(turned.reference, reference * np.float32([1, -1, 1, 1]), equal_nan=True)
     assert np.array_equal(turned.upside_down().reconstruction, reference, equal_nan=True)
+
+
+def test_a_turn_goes_round_and_needs_depth():
+    reference = np.nan_to_num(random_poses(3, dims=4))
+    pair = PosePair("clip", reference, reference)
+    quarter = pair.turned(90).reference
+    np.testing.assert_allclose(quarter[..., 0], reference[..., 2], atol=1e-6)
+    np.testing.assert_allclose(quarter[..., [1, 3]], reference[..., [1, 3]], atol=0)
+    np.testing.assert_allclose(pair.turned(90).turned(-90).reconstruction, reference, atol=1e-6)
+    with pytest.raises(ValueError, match="clip has no z"):
+        PosePair("clip", reference[..., :3]).turned(30)
 
 
 # ---- films of files ----------------------------------------------------------------------------------------------
@@ -225,10 +218,20 @@ def test_a_file_is_animated_in_its_own_coordinates_and_rate(clips, tmp_path):
     (player,) = page_data(page, "sequences")
     assert "<title>second</title>" in page and player["frames"] == 6 and player["fps"] == 30.0
     assert player["reconstruction"] is not None
-    assert (unpack(player["reference"], 6, 133)[2] == MISSING).all(), "a masked frame shows nothing"
+    assert not unpack_poses(player["reference"], 6)[1][2].any(), "a masked frame shows nothing"
     animate_file(str(clips / "packed.npz"), str(tmp_path / "alone.html"))  # the first, in the layout of 133 keypoints
     page = (tmp_path / "alone.html").read_text("utf-8")
     assert "<title>first</title>" in page and page_data(page, "sequences")[0]["reconstruction"] is None
+
+
+def test_a_layout_of_ones_own_is_animated(tmp_path):
+    (tmp_path / "arm.yaml").write_text("keypoint_names: hip neck hand\nedges: [hip neck hand]\n")
+    np.savez(tmp_path / "arm.npz", poses=random_poses(5, dims=4)[:, :3])
+    animate_file(str(tmp_path / "arm.npz"), str(tmp_path / "arm.html"), layout=str(tmp_path / "arm.yaml"), turn=30.0)
+    page = (tmp_path / "arm.html").read_text("utf-8")
+    assert page_data(page, "skeleton") == {"keypoints": 3, "lines": [[0, 1, 1, False], [1, 2, 2, False]]}
+    with pytest.raises(ValueError, match=r"expected one of .*Did you mean 'coco_17'"):
+        animate_file(str(tmp_path / "arm.npz"), str(tmp_path / "arm.html"), layout="coco_71")
 
 
 def test_files_that_cannot_be_animated_are_named(clips, tmp_path):

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from models import random_poses, small_config, train_model
 from safetensors.torch import load_file
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerLoss
 from modeling_pose_tokenizer.checkpoints import Progress
 from modeling_pose_tokenizer.loss_pose_tokenizer import LossInputs
 from modeling_pose_tokenizer.watching import TrainingError, TrainingWatch
+from models import random_poses, small_config, train_model
 from runs import arguments, read_log, run_script, write_sequences
 
 
