@@ -44,7 +44,7 @@ __all__ = [
 # Frames per sequence of a micro-batch: 8 sequences of 64 frames encode fastest on a CPU, more thrash its cache.
 FRAMES_PER_SEQUENCE = 64
 # Sequences that are measured and written at a time, by one process; batches do not reach over them.
-CHUNK_SEQUENCES = 128
+CHUNK_SEQUENCES = 32
 # Ranks of the sequences that the report shows first; of two or three sequences the first of these remain.
 SHOWN_RANKS = {"Best": 0.0, "Worst": 1.0, "Median": 0.5, "First quartile": 0.25, "Third quartile": 0.75}
 # Rows of sequences.jsonl that the report looks through for the worst.

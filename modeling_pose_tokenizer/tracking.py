@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from .checkpoints import whole
 from .dataset import PoseDataset
+from .metrics import ReconstructionMetrics
 from .presets import RunConfig, RunConfigError
 from .shards import PoseStream
-from .skeleton_pose_tokenizer import Skeleton
 from .watching import memory_in_use
 
 # Steps after which the length of a run can be foretold: the first ones allocate and compile.
@@ -89,26 +89,37 @@ def start_trackers(accelerator: Accelerator, run: RunConfig, step: int) -> None:
             tracker.rewind(step)
 
 
-def log_reconstructions(
-    accelerator: Accelerator, poses: Sequence[tuple[str, np.ndarray, np.ndarray]], skeleton: Skeleton, step: int
+def log_pictures(
+    accelerator: Accelerator,
+    poses: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    metrics: ReconstructionMetrics,
+    step: int,
 ) -> None:
-    """Draws reconstructions and sends them to every tracker; does nothing where matplotlib is not installed.
+    """Draws a validation and sends the pictures to every tracker: reconstructions, where on the body the error lies,
+    and how the codes are used. Does nothing without poses, or where matplotlib is not installed.
 
     Args:
         accelerator: Its trackers take the pictures.
         poses: (name, reference (T, N, D), reconstruction (T, N, D)).
-        skeleton: The layout.
+        metrics: Of the validation, over all ranks.
         step: Of the run.
     """
     drawable = poses and accelerator.is_main_process
     if not drawable or not all(importlib.util.find_spec(name) for name in ("matplotlib", "PIL")):
         return
+    from .figures import body_map_figure, codebook_figure
+    from .pose_pairs import PosePair
     from .visualization import figure_to_array, reconstruction_figure
 
-    pictures = {
-        f"reconstruction/{number}": figure_to_array(reconstruction_figure(reference, reconstruction, skeleton, name))
+    skeleton, figures = metrics.skeleton, metrics.compute()
+    drawn = {
+        f"reconstruction/{number}": reconstruction_figure(reference, reconstruction, skeleton, name)
         for number, (name, reference, reconstruction) in enumerate(poses)
     }
+    pairs = [PosePair(*pair) for pair in poses]
+    drawn["val/body_map"] = body_map_figure(pairs, skeleton, figures)
+    drawn["val/codebooks"] = codebook_figure(metrics.code_counts.numpy(), figures["tokens"]["codebooks"])
+    pictures = {name: figure_to_array(figure) for name, figure in drawn.items()}
     for tracker in accelerator.trackers:
         if tracker.name == "trackio":
             import trackio
@@ -216,14 +227,18 @@ class Meter:
 
     def log_validation(self, metrics: Mapping[str, Any], step: int) -> None:
         """Sends what `ReconstructionMetrics.compute` returned to the trackers, and its essence to the terminal."""
-        parts = {name: figures["mpjpe"] for name, figures in metrics["parts"].items()}
         values = {f"val/{name}": value for name, value in metrics["overall"].items()}
-        values |= {f"val/{name}/mpjpe": value for name, value in parts.items()}
-        used = [share for share in metrics["tokens"]["codebook_utilization"] if share is not None]
-        values["val/codebook_utilization"] = sum(used) / max(len(used), 1)
-        values["val/quantization_error"] = metrics["tokens"]["quantization_error"]
+        for part, figures in metrics["parts"].items():
+            values |= {f"val/{part}/{name}": value for name, value in figures.items()}
+        tokens = metrics["tokens"]
+        values["val/quantization_error"] = tokens["quantization_error"]
+        for name in ("codebook_utilization", "perplexity"):
+            known = [value for value in tokens[name] if value is not None]
+            values[f"val/{name}"] = sum(known) / max(len(known), 1)
+            per_codebook = zip(tokens["codebooks"], tokens[name], strict=True)
+            values |= {f"val/{codebook}/{name}": value for codebook, value in per_codebook}
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=step)
-        shown = {"all": metrics["overall"]["mpjpe"]} | parts
+        shown = {name: figures["mpjpe"] for name, figures in {"all": metrics["overall"], **metrics["parts"]}.items()}
         essence = ", ".join(f"{name} {value:.2%}" for name, value in shown.items() if value is not None)
         self.say(f"step {step}: error in shoulder widths: {essence}")
 

@@ -121,7 +121,7 @@ def test_the_reader_says_what_is_wrong(case: str, readings: dict[str, Any]) -> N
         assert isinstance(says, str), f"it was read: {says}"
         assert_sentence(says, path_named(case, Path(path)), expected)
         assert "MemoryError" not in says
-    assert seconds < 1
+    assert seconds < 5  # under one on a quiet machine; a hang is what this finds
     assert memory < 6 * 2**27
 
 
@@ -441,7 +441,7 @@ def assert_refused_or_read(case: tuple[str, bytes], folder: Path) -> None:
         for sequence in sequences:
             assert np.isfinite(sequence.poses).all() and sequence.mask.any()
             assert len(sequence.poses) == len(sequence.mask) and sequence.poses.dtype == np.float32
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # as above
     path.unlink()
     assert listing(folder) == {"01.asf"}
 

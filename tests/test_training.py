@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from modeling_pose_tokenizer import PoseTokenizerStream, tracking
+from modeling_pose_tokenizer import PoseTokenizerModel, PoseTokenizerStream, tracking
 from modeling_pose_tokenizer.checkpoints import WeightAverage
 from modeling_pose_tokenizer.hub import load_pretrained
 from modeling_pose_tokenizer.presets import load_run_config
@@ -109,6 +111,21 @@ def test_a_run_leaves_what_its_manual_says(data: Path, finished: Path) -> None:
     assert json.loads(rejected)["path"].endswith("broken.npz")
     repeated = load_run_config(["--config", str(finished / "config.yaml")])
     assert repeated == load_run_config(arguments(data, finished, tracking__pictures=1))
+
+
+def test_the_model_is_gone_before_the_ranks_part(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else gloo waits in the model's destructor for a thread that waits for Python: runs hung at their end."""
+    models, left = [], []
+    initialize = PoseTokenizerModel.initialize_from_data
+
+    def remember(self: PoseTokenizerModel, *args: object) -> None:
+        models.append(weakref.ref(self))
+        initialize(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PoseTokenizerModel, "initialize_from_data", remember)
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda self: left.extend(model() for model in models))
+    assert run_script(arguments(data, tmp_path / "run", training__max_steps=2)) == 0
+    assert left == [None]
 
 
 def test_best_and_last_load_as_they_are(data: Path, finished: Path) -> None:

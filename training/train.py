@@ -29,6 +29,7 @@ the data ends it before anything is written, with one sentence and exit code 1.
 fails is said at the end, with the command that repeats it and exit code 1.
 """
 
+import gc
 import math
 import os
 import sys
@@ -41,7 +42,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
 from transformers.utils import logging as transformers_logging
@@ -73,7 +74,7 @@ from modeling_pose_tokenizer.preparation import (
 from modeling_pose_tokenizer.presets import RunConfig, RunConfigError, load_run_config
 from modeling_pose_tokenizer.publishing import RunPublisher
 from modeling_pose_tokenizer.shards import PoseStream
-from modeling_pose_tokenizer.tracking import Meter, describe, describe_codes, log_reconstructions, start_trackers
+from modeling_pose_tokenizer.tracking import Meter, describe, describe_codes, log_pictures, start_trackers
 from modeling_pose_tokenizer.watching import TrainingError, TrainingWatch, describe_cost
 
 
@@ -144,7 +145,8 @@ def train(run: RunConfig) -> bool:
                 with meter.paused():
                     save_state(accelerator, output_dir / "checkpoints", progress.step, options.max_checkpoints, states)
             publisher.follow(progress.step)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return progress.step < max_steps or publisher.finish()
 
 
@@ -249,9 +251,10 @@ def validate(run: RunConfig, parts: Parts, meter: Meter, step: int) -> float:
         for row in range(min(len(values), run.tracking.pictures - len(drawn))):
             drawn.append((batch["id"][row], values[row].cpu().numpy(), output.pose_values[row].float().cpu().numpy()))
     core.train()
-    figures = metrics.reduce().compute()
+    total = metrics.reduce()
+    figures = total.compute()
     meter.log_validation(figures, step)
-    log_reconstructions(accelerator, drawn, core.config.layout, step)
+    log_pictures(accelerator, drawn, total, step)
     error = figures["overall"]["mpjpe"]
     return math.inf if error is None else error
 
@@ -284,7 +287,11 @@ def rehearse(
 def main(args: list[str]) -> int:
     transformers_logging.disable_progress_bar()  # of every file that is saved
     try:
-        return 0 if train(load_run_config(args)) else 1
+        published = train(load_run_config(args))
+        # Not before the model is gone: if that held gloo last, it would wait for a thread that may wait for Python.
+        gc.collect()
+        PartialState().destroy_process_group()
+        return 0 if published else 1
     except (RunConfigError, PoseDataError, TrainingError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(error, file=sys.stderr)
