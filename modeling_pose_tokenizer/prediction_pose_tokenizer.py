@@ -51,12 +51,12 @@ class PoseTokenizerPredictor(nn.Module):
         super().__init__()
         self.owners, self.dim = tuple(owners), dim
         self.num_latents = 2 if any(group for group, _ in owners) else 1  # its own, and the first group's
-        books = len(self.owners)
+        books, fp32 = len(self.owners), torch.float32  # whatever the dtype that the model is made in
         # Own latent of the levels before; the first group's up to this level and before it. [usual, key] steps.
-        self.present = nn.Parameter(torch.zeros(2, books, (2 * self.num_latents - 1) * dim, dim))
+        self.present = nn.Parameter(torch.zeros(2, books, (2 * self.num_latents - 1) * dim, dim, dtype=fp32))
         # Of the step before: own up to this level and before it, and the same of the first group.
-        self.past = nn.Parameter(torch.zeros(books, 2 * self.num_latents * dim, dim))
-        self.bias = nn.Parameter(torch.zeros(2, books, 1, dim))
+        self.past = nn.Parameter(torch.zeros(books, 2 * self.num_latents * dim, dim, dtype=fp32))
+        self.bias = nn.Parameter(torch.zeros(2, books, 1, dim, dtype=fp32))
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
 

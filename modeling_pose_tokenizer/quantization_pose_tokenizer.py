@@ -36,8 +36,8 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         self.threshold = config.threshold_usage_ratio
         shape = (self.num_codebooks, self.num_codes, self.dim)
         # Random codes, so that a model without training still tells its inputs apart; k-means replaces them.
-        self.register_buffer("codebook", torch.empty(shape))
-        self.register_buffer("cluster_size", torch.ones(shape[:2]))
+        self.register_buffer("codebook", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("cluster_size", torch.ones(shape[:2], dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -115,10 +115,11 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
         super().__init__(config)
         self.levels = config.fsq_levels
         self.decay = config.ema_decay
-        self.project_in = nn.Parameter(torch.zeros(self.num_codebooks, self.dim, len(self.levels)))
-        self.project_out = nn.Parameter(torch.zeros(self.num_codebooks, len(self.levels), self.dim))
-        self.bias = nn.Parameter(torch.zeros(self.num_codebooks, 1, self.dim))
-        self.register_buffer("usage", torch.ones(self.num_codebooks, self.num_codes))
+        books, fp32 = self.num_codebooks, torch.float32  # whatever the dtype that the model is made in
+        self.project_in = nn.Parameter(torch.zeros(books, self.dim, len(self.levels), dtype=fp32))
+        self.project_out = nn.Parameter(torch.zeros(books, len(self.levels), self.dim, dtype=fp32))
+        self.bias = nn.Parameter(torch.zeros(books, 1, self.dim, dtype=fp32))
+        self.register_buffer("usage", torch.ones(books, self.num_codes, dtype=fp32))
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
 

@@ -1,5 +1,6 @@
 """What every rank of tests/test_ranks.py runs, started by torchrun; rank 0 prints the results as JSON."""
 
+import gc
 import hashlib
 import json
 from contextlib import nullcontext
@@ -114,6 +115,7 @@ def main() -> None:
     mine = poses[:, rank::ranks]
     curves = {kind: train(kind, config, poses[0], mine)[0] for kind in ("ddp", "fsdp")}
     dist.barrier()  # nobody goes while another still talks to it
+    gc.collect()  # the models, whose reducers must not be the last to hold the group
     dist.destroy_process_group()
     if rank == 0:
         curves["whole"] = train("ddp", config, poses[0], poses)[0]
