@@ -33,6 +33,7 @@ from .formats import (
     make_sequence,
     nearest_frames,
     read_npz,
+    walk_folders,
     write_rejected,
 )
 
@@ -526,7 +527,7 @@ def find_files(root: FilePath, split: str, extensions: Sequence[str] = (".npz",)
         raise PoseDataError(f"{root} has no folder for the split {split}; its folders: {found}.")
     files = [
         Path(place, name)
-        for place, _, names in os.walk(folder, followlinks=True)
+        for place, _, names in walk_folders(folder)
         for name in names
         if name.endswith(tuple(extensions)) and not name.startswith(".")
     ]

@@ -1,7 +1,7 @@
 """The report's facts as figures for papers and cards, in PNG and vector PDF: one function each, in one style.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and every curve has a mark of its own, so that the
-figures survive a grey printer. Each function returns a figure that no global state keeps alive;
+Colours are the layout's (`Skeleton.colors`), which colour-blind readers tell apart, and every curve has a mark of its
+own, so that the figures survive a grey printer. Each function returns a figure that no global state keeps alive;
 `visualization.figure_to_array` turns one into pixels for trackers. Letters: Q codebooks, K codebook size.
 """
 
@@ -32,7 +32,6 @@ __all__ = [
     "write_figures",
 ]
 
-COLORS = ("#555555", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#56B4E9", "#000000")
 MARKS = "os^Dv<>P"
 INK, SOFT, LINE = "#222222", "#555555", "#d8d5cf"
 PERCENT = "mean error, % of shoulder width"
@@ -66,11 +65,12 @@ def _percent(values: Sequence[float | None]) -> list[float]:
     return [np.nan if value is None else 100 * value for value in values]
 
 
-def _curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float | None]]) -> None:
+def _curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float | None]], skeleton: Skeleton) -> None:
     parts = [name for name in curves if name != "overall"]
     for name, values in curves.items():
-        place = parts.index(name) % len(COLORS) if name in parts else -1
-        style: dict[str, Any] = {"color": COLORS[place], "marker": MARKS[place], "linewidth": 1.4, "markersize": 4}
+        mark = MARKS[parts.index(name) % len(MARKS) if name in parts else -1]
+        color = skeleton.colors.get(name, INK)
+        style: dict[str, Any] = {"color": color, "marker": mark, "linewidth": 1.4, "markersize": 4}
         axes.plot(x, _percent(values), label=_words(name), **style)
     axes.set_ylim(0, None)
     if curves:
@@ -82,9 +82,12 @@ def error_figure(pair: PosePair, skeleton: Skeleton, confidence_threshold: float
     figure, axes = _figure(6.4, 2.6)
     seconds = np.arange(len(pair.reference)) / pair.fps
     for index, (part, values) in enumerate(frame_errors(pair, skeleton, confidence_threshold).items()):
-        place = index % len(COLORS)
-        marks: dict[str, Any] = {"marker": MARKS[place], "markevery": max(len(seconds) // 12, 1), "markersize": 3.5}
-        axes.plot(seconds, 100 * values, color=COLORS[place], linewidth=1.2, label=_words(part), **marks)
+        marks: dict[str, Any] = {
+            "marker": MARKS[index % len(MARKS)],
+            "markevery": max(len(seconds) // 12, 1),
+            "markersize": 3.5,
+        }
+        axes.plot(seconds, 100 * values, color=skeleton.colors[part], linewidth=1.2, label=_words(part), **marks)
     _dress(axes, "seconds", PERCENT)
     axes.set_ylim(0, None)
     if axes.lines:
@@ -141,24 +144,24 @@ def body_map_figure(
     return figure
 
 
-def speed_figure(by_speed: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def speed_figure(by_speed: Mapping[str, Sequence[Mapping[str, Any]]], skeleton: Skeleton) -> Figure:
     """Error against how fast a keypoint moves in the original; `by_speed` is that of metrics.json."""
     figure, axes = _figure(5.2, 3.2)
     names, curves, _ = speed_curves(by_speed)
-    _curves(axes, range(len(names)), curves)
+    _curves(axes, range(len(names)), curves, skeleton)
     axes.set_xticks(range(len(names)), names)
     _dress(axes, "speed in the original, shoulder widths per second", PERCENT)
     return figure
 
 
-def rate_figure(rate_distortion: Sequence[Mapping[str, Any]]) -> Figure:
+def rate_figure(rate_distortion: Sequence[Mapping[str, Any]], skeleton: Skeleton) -> Figure:
     """Error against bits per frame for each prefix of the levels; `rate_distortion` is that of metrics.json."""
     figure, axes = _figure(5.2, 3.2)
     parts = rate_distortion[0]["parts"] if rate_distortion else ()
     curves = {"overall": [row["overall"] for row in rate_distortion]}
     curves |= {part: [row["parts"][part] for row in rate_distortion] for part in parts}
     rates = [row["bits_per_frame"] for row in rate_distortion]
-    _curves(axes, rates, curves)
+    _curves(axes, rates, curves, skeleton)
     axes.set(xlim=(0, None), xticks=rates)
     _dress(axes, "bits per frame", PERCENT)
     return figure
@@ -235,9 +238,9 @@ def write_figures(
             figures["error_over_time"] = error_figure(pair, skeleton, confidence_threshold)
             break
     if metrics.get("by_speed"):
-        figures["error_by_speed"] = speed_figure(metrics["by_speed"])
+        figures["error_by_speed"] = speed_figure(metrics["by_speed"], skeleton)
     if metrics.get("rate_distortion"):
-        figures["rate_distortion"] = rate_figure(metrics["rate_distortion"])
+        figures["rate_distortion"] = rate_figure(metrics["rate_distortion"], skeleton)
     if code_counts is not None:
         figures["codebook_use"] = codebook_figure(code_counts, metrics["tokens"]["codebooks"])
     target = Path(folder)

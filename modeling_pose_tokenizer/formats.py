@@ -41,6 +41,7 @@ from .sequences import (
     nearest_frames,
     one_sentence,
     sample_frames,
+    walk_folders,
     write_rejected,
 )
 from .skeleton_pose_tokenizer import Skeleton
@@ -197,6 +198,7 @@ __all__ = [
     "sample_frames",
     "write_npz",
     "write_pose",
+    "walk_folders",
     "write_rejected",
     "write_shard",
 ]

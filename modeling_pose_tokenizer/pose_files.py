@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Sequence
 from functools import cache
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,6 @@ IBUG_MESH_POINTS = (
 )
 _NEEDS_POSE_FORMAT = ".pose files need pose-format: pip install 'pose-tokenizer[formats]'"
 _MAX_POSE_SIZE = 2**16 - 1  # of a picture: the header has two bytes for it
-# Red, green and blue of the limbs of each component, for viewers.
-_COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 # Layouts that MediaPipe Holistic converts to -> mesh vertex of each face keypoint, None where the name holds it.
 HOLISTIC_LAYOUTS: dict[str, tuple[int, ...] | None] = {
     "coco_wholebody_133": IBUG_MESH_POINTS,
@@ -219,12 +216,15 @@ def write_pose(path: FilePath, sequence: PoseSequence, layout: Skeleton, size: t
         width, height = np.clip(np.ceil(poses[..., :2].max((0, 1, 2))), 1, _MAX_POSE_SIZE).astype(int).tolist()
         size = (width, height)
     components = []
-    for (name, own), color in zip(members.items(), cycle(_COLORS), strict=False):
+    color_of = {
+        k: bytes.fromhex(layout.colors[group][1:]) for group, own in layout.group_keypoints.items() for k in own
+    }
+    for name, own in members.items():
         place = {keypoint: number for number, keypoint in enumerate(own)}
         limbs = [(place[first], place[last]) for first, last in layout.edges if first in place and last in place]
         values = "XYZ"[: poses.shape[-1] - 1] + "C"
         names = [points[keypoint][1] for keypoint in own]
-        components.append(PoseHeaderComponent(name, names, limbs, [color] * len(limbs), values))
+        components.append(PoseHeaderComponent(name, names, limbs, [tuple(color_of[own[0]])] * len(limbs), values))
     header = PoseHeader(0.2, PoseHeaderDimensions(*size), components)
     body = NumPyPoseBody(sequence.fps, poses[..., :-1], poses[..., -1])
     with replacing(Path(path)) as temporary, open(temporary, "wb") as file:

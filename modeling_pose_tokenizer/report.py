@@ -307,7 +307,7 @@ def speed_curves(
     names = [
         f"over {cell['from']:g}" if cell["to"] is None else f"{cell['from']:g} to {cell['to']:g}" for cell in bins
     ]
-    errors = {part: [cell.get("mpjpe", cell.get("error")) for cell in cells] for part, cells in by_speed.items()}
+    errors = {part: [cell["mpjpe"] for cell in cells] for part, cells in by_speed.items()}
     return names, errors, {part: [cell["count"] for cell in cells] for part, cells in by_speed.items()}
 
 

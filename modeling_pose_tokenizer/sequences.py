@@ -62,6 +62,18 @@ def check_rejected(folder: FilePath, rejected: Sequence[dict[str, str]], num_fil
         )
 
 
+def walk_folders(top: FilePath) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links to folders, each folder once, so that a link that leads back is no endless tree."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield os.fspath(folder), folders, names
+
+
 def write_rejected(folder: FilePath, rejected: Sequence[dict[str, str]]) -> None:
     """Writes `rejected.jsonl` into a folder: one line (path, reason) for each file that was left out."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from .layouts_pose_tokenizer import LAYOUTS
 
 # Token groups always come in this order; groups of other names follow.
 GROUP_ORDER = ("body", "face", "left_hand", "right_hand")
+# Drawing colours of the token groups, Okabe and Ito's (https://jfly.uni-koeln.de/color), which colour-blind readers
+# tell apart; groups of other names take those that are left, in their order.
+GROUP_COLORS = {"body": "#555555", "face": "#E69F00", "left_hand": "#009E73", "right_hand": "#CC79A7"}
+OTHER_COLORS = ("#0072B2", "#D55E00", "#56B4E9", "#000000")
 # A skeleton of at most so many keypoints keeps one part node per keypoint: pooling would save nothing.
 MAX_UNPOOLED_KEYPOINTS = 25
 # Most keypoints in a part node found by clustering. They average 8 then, and 133 keypoints give 17 nodes.
@@ -77,6 +82,12 @@ class Skeleton:
         return {
             group: tuple(sorted(k for node in nodes.values() for k in node)) for group, nodes in self.parts.items()
         }
+
+    @cached_property
+    def colors(self) -> dict[str, str]:
+        """Drawing colour of each token group, `#rrggbb`."""
+        others = cycle(OTHER_COLORS)
+        return {group: GROUP_COLORS.get(group) or next(others) for group in self.groups}
 
     @cached_property
     def part_of_keypoint(self) -> tuple[int, ...]:

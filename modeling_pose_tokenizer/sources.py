@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .formats import FORMATS, PoseDataError, PoseFileError, find_format
+from .formats import FORMATS, PoseDataError, PoseFileError, find_format, walk_folders
 
 SPLITS = ("train", "val", "test")
 # Names that folders of splits go by.
@@ -125,19 +125,10 @@ def find_input(text: str) -> Path:
 
 
 def _find_files(top: Path) -> Iterator[tuple[Path, bool]]:
-    """The files below a folder, sorted, and folders that are one sequence; whether each is a pose file.
-
-    Links to folders are followed, each folder once, so that a link that leads back is no endless tree.
-    """
-    seen: set[tuple[int, int]] = set()
+    """The files below a folder, sorted, and folders that are one sequence; whether each is a pose file."""
     own = {suffix for kind in FORMATS.values() for suffix in kind.suffixes}
     companions = {suffix for kind in FORMATS.values() for suffix in kind.companions}
-    for folder, folders, names in os.walk(top, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
+    for folder, folders, names in walk_folders(top):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if find_format(folder):
             folders.clear()

@@ -24,7 +24,7 @@ from .hub import load_pretrained
 from .pose_pairs import CONFIDENCE_THRESHOLD, PosePair, TokenStrip, View, skeleton_lines, views_of, visible
 from .report import render_player, write_report
 from .skeleton_files import load_skeleton
-from .skeleton_pose_tokenizer import Skeleton, suggest_layout
+from .skeleton_pose_tokenizer import Skeleton, likely_layout, suggest_layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -309,7 +309,10 @@ def animate_file(
             raise PoseFileError(source, f"has {poses.shape[1]} keypoints, as no named layout has; give a model")
         skeleton = load_skeleton(name)
         if skeleton.num_keypoints != poses.shape[1]:
-            raise PoseFileError(source, f"has {poses.shape[1]} keypoints, but {name} has {skeleton.num_keypoints}")
+            hint = likely_layout(poses.shape[1])
+            raise PoseFileError(
+                source, f"has {poses.shape[1]} keypoints, but {name} has {skeleton.num_keypoints}{hint}"
+            )
     pair = PosePair(sequence.id, poses, reconstruction, sequence.fps or 25.0)
     if turn:
         pair = pair.turned(turn)

@@ -16,6 +16,7 @@ from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
+from modeling_pose_tokenizer.dataset import find_files
 from modeling_pose_tokenizer.formats import (
     PoseDataError,
     PoseFileError,
@@ -458,3 +459,10 @@ def test_holistic_does_not_become_any_layout(tmp_path: Path) -> None:
         read_pose(tmp_path / "clip.pose", "phoenix_50")
     with pytest.raises(PoseFileError, match="3 coordinates per point, expected 4"):
         read_pose(tmp_path / "clip.pose", keypoint_dim=5)
+
+
+def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "train" / "deep").mkdir(parents=True)
+    (tmp_path / "train" / "deep" / "back").symlink_to(tmp_path / "train", target_is_directory=True)
+    (tmp_path / "train" / "deep" / "clip.npz").touch()
+    assert find_files(tmp_path, "train") == [tmp_path / "train" / "deep" / "clip.npz"]

@@ -1,6 +1,7 @@
 """Skeletons: the named layouts keep their published order, custom ones are completed or refused, graphs are right."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -88,6 +89,13 @@ def test_both_graphs_are_connected_and_start_at_one_root(skeleton):
     assert len(components(range(skeleton.num_parts), skeleton.part_edges)) == 1
     assert len(set(range(skeleton.num_keypoints)) - {child for _, child in skeleton.edges}) == 1
     assert len({frozenset(edge) for edge in skeleton.edges}) == len(skeleton.edges)
+
+
+@every_layout
+def test_every_token_group_has_a_drawing_colour_of_its_own(skeleton):
+    assert tuple(skeleton.colors) == skeleton.groups
+    assert len(set(skeleton.colors.values())) == len(skeleton.groups)
+    assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in skeleton.colors.values())
 
 
 @every_layout
