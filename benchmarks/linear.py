@@ -141,43 +141,40 @@ class BlockCodec:
 # ---- transform coding -----------------------------------------------------------------------------------------------
 
 
-class TransformCoder(BlockCodec):
-    """Karhunen-Loeve transform of blocks, one uniform scalar quantizer, ideal entropy coder.
+class ScalarCoder:
+    """One uniform scalar quantizer for all coefficients, and an ideal entropy coder with a Laplace model for each.
 
-    One step size for all coefficients is reverse water-filling at high rate (Cover & Thomas, Elements of Information
-    Theory, section 10.3.3). The coder has a Laplace model per coefficient, whose scale is fitted to the training
-    coefficients.
+    One step size for all is reverse water-filling at high rate (Cover & Thomas, Elements of Information Theory, section
+    10.3.3).
 
-    Args:
-        layout, block, hand_weight: As for `BlockCodec`.
-        step: Step size in scaled shoulder widths; it may be changed after `fit`.
+    Attributes:
+        hop_length: Frames of a block.
+        step: Step size in scaled shoulder widths.
         rounding: |c| / step is rounded down after this is added: 0.5 is the nearest value, less widens the zero.
+        laplace: Mean size (Q,) of each training coefficient.
     """
 
-    def __init__(
-        self, layout: Skeleton, block: int = 8, step: float = 0.1, hand_weight: float = 1.0, rounding: float = 0.4
-    ) -> None:
-        super().__init__(layout, block, hand_weight, components=None)
-        self.step = step
-        self.rounding = rounding
+    hop_length: int
+    step: float
+    rounding = 0.4
+    laplace: torch.Tensor
 
-    @property
-    def num_parameters(self) -> int:
-        return self.mean.numel() + self.axes.numel() + self.laplace.numel()
+    def fit_models(self, coefficients: torch.Tensor) -> None:
+        """Fits the entropy coder to training coefficients (M, Q), by maximum likelihood."""
+        self.laplace = coefficients.abs().mean(0).clamp(min=1e-6).double()
 
-    def fit(self, clips: Sequence[np.ndarray]) -> None:
-        coefficients = self.fit_axes(clips)
-        self.laplace = coefficients.abs().mean(0).clamp(min=1e-6).double()  # maximum likelihood
+    def quantize(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Coefficients to whole numbers of the same shape."""
+        return (coefficients.abs() / self.step + self.rounding).floor() * coefficients.sign()
 
-    def encode_decode(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points (T, N, C) and integers (Q, S), one per coefficient and block."""
-        coefficients = self.analyse(clip)
-        steps = (coefficients.abs() / self.step + self.rounding).floor() * coefficients.sign()
-        # The mean of a Laplace density over a bin lies at the same distance from its inner edge in every bin.
-        ratio = self.step / self.laplace
+    def restore(self, steps: torch.Tensor, laplace: torch.Tensor) -> torch.Tensor:
+        """Whole numbers (..., q) to what coefficients with mean sizes `laplace` (q,) are on average: the inverse.
+
+        The mean of a Laplace density over a bin lies at the same distance from its inner edge in every bin.
+        """
+        ratio = self.step / laplace
         inside = (1 / ratio - 1 / ratio.expm1()).float()
-        values = (steps.abs() - self.rounding + inside) * self.step * steps.sign()
-        return self.synthesise(values, clip), steps.T.long().numpy()
+        return (steps.abs() - self.rounding + inside) * self.step * steps.sign()
 
     def probability(self, codes: torch.Tensor) -> torch.Tensor:
         """What the entropy coder expects of integers (Q, M): Laplace densities integrated over the bins."""
@@ -192,6 +189,31 @@ class TransformCoder(BlockCodec):
         """Ideal code length of the integers (Q, S) of some clips."""
         probability = self.probability(torch.from_numpy(np.concatenate(codes, axis=1)))
         return float(-probability.log2().sum(0).mean()) / self.hop_length
+
+
+class TransformCoder(BlockCodec, ScalarCoder):
+    """Karhunen-Loeve transform of whole-body blocks, and a scalar quantizer.
+
+    Args:
+        layout, block, hand_weight: As for `BlockCodec`.
+        step: See `ScalarCoder`; it may be changed after `fit`.
+    """
+
+    def __init__(self, layout: Skeleton, block: int = 8, step: float = 0.1, hand_weight: float = 1.0) -> None:
+        super().__init__(layout, block, hand_weight, components=None)
+        self.step = step
+
+    @property
+    def num_parameters(self) -> int:
+        return self.mean.numel() + self.axes.numel() + self.laplace.numel()
+
+    def fit(self, clips: Sequence[np.ndarray]) -> None:
+        self.fit_models(self.fit_axes(clips))
+
+    def encode_decode(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points (T, N, C) and integers (Q, S), one per coefficient and block."""
+        steps = self.quantize(self.analyse(clip))
+        return self.synthesise(self.restore(steps, self.laplace), clip), steps.T.long().numpy()
 
 
 # ---- block quantization, open loop ----------------------------------------------------------------------------------

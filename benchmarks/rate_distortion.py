@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cosine import CosineCoder
 from linear import BlockVQ, PredictiveVQ, TransformCoder, training_windows
 from peers import ConvRVQ, FrameTransformerFSQ, JointSTGCN, SeparateConvVQ
 from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
@@ -302,6 +303,11 @@ LINEAR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     for name, weight in (("", 1.0), ("_hands", 5.0))
 }
 LINEAR_ROWS |= {
+    f"cosine_{block}{name}": ("cosine", {"block": block, "hand_weight": weight})
+    for block in (8, 16)
+    for name, weight in (("", 1.0), ("_hands", 5.0))
+}
+LINEAR_ROWS |= {
     "block_vq": ("block_vq", {"hand_weight": 1.0}),
     "block_vq_hands": ("block_vq", {"hand_weight": 5.0}),
     "predictive_vq": ("predictive_vq", {}),
@@ -319,6 +325,12 @@ def linear_points(benchmark: Benchmark, kind: str, **options: Any) -> Iterator[t
         for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
             transform.step = float(step)
             yield transform, None
+    elif kind == "cosine":
+        cosine = CosineCoder(benchmark.layout, **options)
+        cosine.fit(windows)
+        for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
+            cosine.set_rate(float(step))
+            yield cosine, None
     elif kind == "block_vq":
         blocks = BlockVQ(benchmark.layout, max(BLOCK_LEVELS), **options)
         blocks.fit(windows)

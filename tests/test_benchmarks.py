@@ -17,6 +17,7 @@ from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # as python does for a script there
 
+from cosine import CosineCoder, cosine_bands
 from linear import BlockVQ, PredictiveVQ, TransformCoder, fill_missing, split_clip, training_windows
 from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
 
@@ -255,6 +256,49 @@ def test_transform_coding_trades_bits_for_error(benchmark_data: Benchmark, block
         bits.append(coder.bits_per_frame([codes]))
     assert errors[0] < 0.05
     assert errors == sorted(errors) and bits == sorted(bits, reverse=True)
+
+
+@pytest.mark.parametrize("block", [3, 16])
+def test_cosine_coding_trades_bits_for_error_and_loses_nothing_else(benchmark_data: Benchmark, block: int) -> None:
+    coder = CosineCoder(LAYOUT, block, hand_weight=5.0)
+    coder.fit(benchmark_data.train)
+    clip = benchmark_data.val["val"][0]
+    errors, bits = [], []
+    for step in (1e-4, 0.1, 0.3, 1.0, 3.0):
+        coder.set_rate(step)
+        points, codes = coder.encode_decode(clip)
+        assert points.shape == (50, len(NAMES), 2) and codes.shape == (block * len(NAMES) * 2, -(-50 // block))
+        errors.append(error_of(points, clip))
+        bits.append(coder.bits_per_frame([codes]))
+    assert errors[0] < 0.05
+    assert errors == sorted(errors) and bits == sorted(bits, reverse=True)
+
+
+@given(length=st.integers(1, 40))
+def test_the_cosine_transform_is_that_of_a_loop_and_its_bands_hold_every_frequency_once(length: int) -> None:
+    waves, bands = cosine_bands(length)
+    for frequency in range(length):
+        size = np.sqrt((1 if frequency == 0 else 2) / length)
+        expected = [size * np.cos(np.pi * (frame + 0.5) * frequency / length) for frame in range(length)]
+        np.testing.assert_allclose(waves[frequency], expected, atol=1e-5)
+    torch.testing.assert_close(waves @ waves.T, torch.eye(length), atol=1e-5, rtol=0)
+    assert [frequency for band in bands for frequency in band] == list(range(length))
+
+
+def test_a_group_that_is_not_shown_costs_nothing_and_follows_the_body(benchmark_data: Benchmark) -> None:
+    coder = CosineCoder(LAYOUT, 8)
+    coder.fit(benchmark_data.train)
+    coder.set_rate(0.05)
+    clip = benchmark_data.val["val"][0].copy()
+    hand = list(LAYOUT.group_keypoints["left_hand"])
+    clip[:, hand, -1] = 0.0
+    points, codes = coder.encode_decode(clip)
+    first = 8 * 2 * hand[0]  # the groups lie one after the other
+    assert not codes[first : first + 8 * 2 * len(hand)].any()
+    moved = clip.copy()
+    moved[..., :2] += np.linspace(0, 1, len(clip), dtype=np.float32)[:, None, None]
+    shift = coder.encode_decode(moved)[0][:, hand] - points[:, hand]
+    assert abs(shift[-1].mean() - shift[0].mean()) > 0.1
 
 
 def test_the_entropy_coder_expects_what_a_laplace_source_gives(benchmark_data: Benchmark) -> None:

@@ -1,0 +1,123 @@
+"""Transform coding that knows the body: cosines in time, principal axes within each band and token group.
+
+Letters: T frames, N keypoints, C coordinates, S blocks of h frames, M training blocks, J keypoints of a group, F = h
+frequencies, Q coefficients of a block.
+
+A Karhunen-Loeve transform of 16 frames of the whole body has 18 million parameters to learn from a few thousand
+blocks. Here time is transformed by cosines, which need none, and principal axes are those of one group in one band of
+frequencies. Hands and face are coded as what does not follow, by linear regression in the same band, from the decoded
+body of the same block: the wrist is said once. All blocks stand by themselves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from linear import ScalarCoder, fill_missing, from_blocks, hand_scale, mean_points, split_clip, to_blocks
+
+from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
+
+RIDGE = 1e-3  # relative to the mean energy of what is predicted from
+
+
+def cosine_bands(length: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """The orthonormal cosine transform (DCT-II) (F, h), and its frequencies in bands: the slow ones alone, the faster
+    ones, which say less, together."""
+    frequency, frame = torch.arange(length)[:, None], torch.arange(length)
+    waves = torch.cos(torch.pi * (frame + 0.5) * frequency / length) * (2 / length) ** 0.5
+    waves[0] /= 2**0.5
+    bands, first = [], 0
+    while first < length:
+        last = min(length, first + max(1, first // 3))
+        bands.append(list(range(first, last)))
+        first = last
+    return waves, bands
+
+
+class CosineCoder(ScalarCoder):
+    """Cosines, principal axes, prediction from the body, and a scalar quantizer.
+
+    Args:
+        layout: The skeleton; its first token group is what the others are predicted from.
+        block: Frames of a block.
+        hand_weight: Weight of a hand's squared error against that of other keypoints.
+    """
+
+    def __init__(self, layout: Skeleton, block: int = 16, hand_weight: float = 1.0) -> None:
+        self.hop_length = block
+        self.waves, self.bands = cosine_bands(block)
+        self.groups = [list(keypoints) for keypoints in layout.group_keypoints.values()]
+        self.scale = hand_scale(layout, hand_weight)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.laplace.numel() + sum(tensor.numel() for tensors in self.models.values() for tensor in tensors)
+
+    def fit(self, clips: Sequence[np.ndarray]) -> None:
+        """Keeps training blocks; `set_rate` learns from them."""
+        split = [split_clip(clip) for clip in clips]
+        self.default = mean_points(split)
+        found = [self._spectra(*parts) for parts in split]
+        self.training = [torch.cat(rows) for rows in zip(*(spectra for spectra, _ in found), strict=True)]
+        self.seen = torch.cat([seen for _, seen in found])
+
+    def set_rate(self, step: float) -> None:
+        """Fits everything for one step size: what the others are predicted from is what is decoded of the body."""
+        self.step = step
+        self.models: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        trunk: torch.Tensor | None = None
+        laplace: list[torch.Tensor] = []
+        for group, spectrum in enumerate(self.training):  # (M, F, J C)
+            said, decoded = self.seen[:, group], torch.zeros_like(spectrum)
+            for number, band in enumerate(self.bands):
+                rows, inputs = spectrum[:, band].flatten(1), self._inputs(trunk, band, len(spectrum))
+                gram = inputs[said].double().T @ inputs[said].double()
+                gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+                moment = inputs[said].double().T @ rows[said].double()
+                predictor = torch.linalg.solve(gram, moment).float()
+                left = rows - inputs @ predictor
+                axes = torch.linalg.eigh((left[said].T @ left[said]).double())[1].flip(-1).float()
+                coefficients = torch.where(said[:, None], left @ axes, 0.0)
+                self.models[group, number] = predictor, axes
+                laplace.append(coefficients.abs().mean(0).clamp(min=1e-6).double())
+                restored = self.restore(self.quantize(coefficients), laplace[-1])
+                decoded[:, band] = (inputs @ predictor + restored @ axes.T).unflatten(1, (len(band), -1))
+            trunk = decoded if trunk is None else trunk
+        self.laplace = torch.cat(laplace)
+
+    def encode_decode(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points (T, N, C) and integers (Q, S), one per coefficient and block; 0 where a block never shows a group."""
+        spectra, seen = self._spectra(*split_clip(clip))
+        codes: list[torch.Tensor] = []
+        decoded: list[torch.Tensor] = []
+        first = 0
+        for group, spectrum in enumerate(spectra):
+            decoded.append(torch.zeros_like(spectrum))
+            for number, band in enumerate(self.bands):
+                predictor, axes = self.models[group, number]
+                expected = self._inputs(decoded[0] if group else None, band, len(spectrum)) @ predictor
+                left = (spectrum[:, band].flatten(1) - expected) @ axes
+                codes.append(self.quantize(torch.where(seen[:, [group]], left, 0.0)))
+                restored = self.restore(codes[-1], self.laplace[first : first + left.shape[1]])
+                decoded[-1][:, band] = (expected + restored @ axes.T).unflatten(1, (len(band), -1))
+                first += left.shape[1]
+        points = np.zeros_like(clip[..., :-1])
+        for keypoints, spectrum in zip(self.groups, decoded, strict=True):
+            rows = torch.einsum("fh,sfj->shj", self.waves, spectrum).flatten(1)
+            points[:, keypoints] = from_blocks(rows, self.hop_length, points[:, keypoints])
+        return points / self.scale, torch.cat(codes, 1).T.long().numpy()
+
+    def _spectra(self, points: np.ndarray, seen: np.ndarray) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Spectra (S, F, J C) of each group, and which groups (S, number of groups) a block shows."""
+        filled = fill_missing(points, seen, self.default) * self.scale
+        spectra, shown = [], []
+        for keypoints in self.groups:
+            blocks = to_blocks(filled[:, keypoints], self.hop_length).unflatten(1, (self.hop_length, -1))
+            spectra.append(torch.einsum("fh,shj->sfj", self.waves, blocks.float()))
+            shown.append(to_blocks(seen[:, keypoints].astype(np.float32), self.hop_length).any(1))
+        return spectra, torch.stack(shown, 1)
+
+    def _inputs(self, trunk: torch.Tensor | None, band: list[int], count: int) -> torch.Tensor:
+        """What a band is predicted from (count, ...): 1, and the decoded body's band if there is one."""
+        one = torch.ones(count, 1)
+        return one if trunk is None else torch.cat([trunk[:, band].flatten(1), one], 1)
