@@ -25,6 +25,7 @@ FIGURE_ROWS = {
     "ours": "ours",
     "predictive_vq": "closed-loop linear VQ",
     "klt_16_hands": "KLT, 16 frames, entropy-coded",
+    "cosine_16_hands": "cosines, 16 frames, entropy-coded",
     "momask_256": "MoMask-style RVQ-VAE",
 }
 
