@@ -3,12 +3,9 @@
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .checking import check_from_json, check_to_json
+from .checking import check_from_json, check_to_json, end_with_parent
 from .formats import (
     LIMITS,
     FilePath,
@@ -278,22 +275,6 @@ def _file_name(id: str) -> str:
     return name
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would wait for work forever, and hold the lock.
-
-    Ctrl-C is the parent's to answer.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _convert_all(job: _Job, sources: Sequence[Source], shards: int | None, num_proc: int) -> _Result:
     """Deals the files out to processes and adds up what came of them, without those that are done already."""
     if shards:
@@ -310,7 +291,7 @@ def _convert_all(job: _Job, sources: Sequence[Source], shards: int | None, num_p
     left = {name: own for name, own in tasks.items() if name not in results}
     done = sum(result.files for result in results.values())
     convert = partial(_convert, job)
-    with ProcessPoolExecutor(max(min(num_proc, len(left)), 1), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(max(min(num_proc, len(left)), 1), initializer=end_with_parent) as pool:
         running = pool.map(convert, left, [bool(shards)] * len(left), left.values())
         with tqdm(total=len(sources), initial=done, unit="file") as bar:
             for name, result in zip(left, running, strict=True):

@@ -543,7 +543,7 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert err.splitlines()[-1] == "Stopped: the same command goes on from here."
+    assert err.splitlines()[-1] == "Stopped: what is converted is kept, and the same command goes on from here."
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
