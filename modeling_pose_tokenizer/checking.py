@@ -49,7 +49,8 @@ def check_from_json(content: Mapping[str, Any], layout: Skeleton | None) -> Plau
     for name, classes in content["classes"].items():
         for key, own in classes.items():
             vars(getattr(check, name)[key]).update(own)
-    check._extremes = [(speed, path) for speed, path in content["extremes"]]
+    for name, rows in content["extremes"].items():
+        check._extremes[name] = [(value, speed, path) for value, speed, path in rows]
     return check
 
 

@@ -47,7 +47,7 @@ _FILES_PER_TASK = 16
 # Folder in the output for what is not complete yet.
 _UNFINISHED = ".unfinished"
 # Part of what tells one job from another: what an older program left there is not gone on with.
-_VERSION = 2
+_VERSION = 3
 # Bytes of a file's name, of the 255 that file systems take; a temporary name is longer.
 _NAME_BYTES = 200
 # How long to wait for it, in which the workers of a killed run notice that they are alone.
@@ -93,10 +93,10 @@ class SplitSummary:
         self.frames += len(sequence.poses)
         self.seconds += len(sequence.poses) / sequence.fps if sequence.fps else 0.0
         self.rates[sequence.fps and round(sequence.fps, 2)] += 1
+        missing = (sequence.poses[..., -1] <= 0).sum(0)  # (N,)
         for group, keypoints in groups.items():
-            confidence = sequence.poses[:, list(keypoints), -1]
-            self.missing[group] += int((confidence <= 0).sum())
-            self.keypoints[group] += confidence.size
+            self.missing[group] += int(missing[list(keypoints)].sum())
+            self.keypoints[group] += len(sequence.poses) * len(keypoints)
 
     def to_json(self) -> dict[str, Any]:
         """As what JSON can hold; `from_json` is the inverse."""

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -34,24 +35,38 @@ from motions import ASF
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
-# Reads each file in a process that may have 1 GiB beyond what its libraries take.
+# A command that converts it writes 200 MB, too.
+MOST_SECONDS = {"a million frames": 3}
+# Reads each file and looks at it, in a process that may have 1 GiB beyond what its libraries take.
 READER = """
-import io, json, resource, sys, time
+import io, json, os, resource, sys, time
+import numpy as np
 import pyarrow.csv, pyarrow.parquet, pose_format, pybvh
 pyarrow.csv.read_csv(io.BytesIO(b"a\\n1\\n"))  # starts its threads, whose stacks count
 from modeling_pose_tokenizer.formats import PoseFileError, read_sequences
+from modeling_pose_tokenizer.plausibility import PlausibilityCheck
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 layout = get_skeleton("coco_17")
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
+def memory(name):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
 for path in json.load(sys.stdin):
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    if os.path.isfile(path) and os.path.getsize(path) > 2**24:
+        np.ones(2**29, np.uint8)  # large pages, which take a virtual machine long when it first needs them
+    print(5, file=open("/proc/self/clear_refs", "w"), flush=True)  # the peak is counted from here
+    before, started = memory("VmRSS"), time.process_time()
     try:
-        says = [len(sequence.poses) for sequence in read_sequences(path, layout=layout)]
+        sequences = read_sequences(path, layout=layout)
+        says = [len(sequence.poses) for sequence in sequences]
+        check = PlausibilityCheck(layout)
+        for sequence in sequences:
+            check.add(path, sequence)
     except PoseFileError as error:
         says = str(error)
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([path, says, time.process_time() - started, more * 1024]), flush=True)
+    sequences = sequence = None
+    print(json.dumps([path, says, time.process_time() - started, memory("VmHWM") - before]), flush=True)
 """
 
 
@@ -67,6 +82,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: Any) -> Any:
     except SystemExit as error:
         return error.code
     return 0
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def assert_sentence(says: str, path: Path | str, expected: str) -> None:
@@ -121,8 +141,7 @@ def test_the_reader_says_what_is_wrong(case: str, readings: dict[str, Any]) -> N
         assert isinstance(says, str), f"it was read: {says}"
         assert_sentence(says, path_named(case, Path(path)), expected)
         assert "MemoryError" not in says
-    assert seconds < 5  # under one on a quiet machine; a hang is what this finds
-    assert memory < 6 * 2**27
+    assert seconds < 1 and memory < 2**29
 
 
 @pytest.mark.parametrize("case", FILES | FOLDERS)
@@ -138,7 +157,9 @@ def test_the_command_says_what_is_wrong(
     source = path if case in FOLDERS else path.parent
     options = ["--layout", "any"] if case.startswith("mixed") else ["--layout", "coco_17"]
     options += ["--split-by", "prefix", "--strict", "--num-proc", "1", "--output", tmp_path / "out"]
+    started = cpu_seconds()
     code = run(monkeypatch, "--input", source, *options)
+    assert cpu_seconds() - started < MOST_SECONDS.get(case, 1)
     assert "Traceback" not in capfd.readouterr().err
     written = {name for name in listing(tmp_path) - before if not name.startswith("out/")} - {"out"}
     assert not written and before <= listing(tmp_path)
@@ -305,7 +326,7 @@ def test_a_preset_says_what_is_wrong(case: str, tmp_path: Path, monkeypatch: pyt
         load_run_config(["--config", str(path)]).model_config()
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert "run.yaml" in str(error.value) or expected.startswith("model: ")
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 1
     assert listing(tmp_path) == {"run.yaml"}
 
 
@@ -441,7 +462,7 @@ def assert_refused_or_read(case: tuple[str, bytes], folder: Path) -> None:
         for sequence in sequences:
             assert np.isfinite(sequence.poses).all() and sequence.mask.any()
             assert len(sequence.poses) == len(sequence.mask) and sequence.poses.dtype == np.float32
-    assert time.process_time() - started < 5  # as above
+    assert time.process_time() - started < 1
     path.unlink()
     assert listing(folder) == {"01.asf"}
 
