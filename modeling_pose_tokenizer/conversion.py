@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -37,7 +36,7 @@ from .formats import (
 )
 from .layout_conversion import LayoutConversion, find_conversion
 from .plausibility import PlausibilityCheck
-from .sequences import replacing
+from .sequences import MAX_FPS, MIN_FPS, replacing
 from .skeleton_files import is_skeleton_file, load_skeleton
 from .skeleton_pose_tokenizer import SKELETONS, Skeleton
 from .sources import SPLITS, Source, SplitRule, find_input, find_sources
@@ -179,9 +178,10 @@ class _Job:
             poses = self.conversion(sequence.poses)
             sequence = PoseSequence(sequence.id, poses, sequence.mask, sequence.fps)
         if self.fps and sequence.fps:
-            frames = len(sequence.poses) * self.fps / sequence.fps
+            frames = (len(sequence.poses) - 1) * self.fps / sequence.fps + 1
             size = frames * sequence.poses[0].nbytes
-            self.limits.check(source.path, f"{frames:.0f} frames at {self.fps:g} fps", size, sequence.poses.nbytes)
+            what = f"{len(sequence.poses)} frames at {sequence.fps:g} fps are {frames:.0f} at {self.fps:g}, which"
+            self.limits.check(source.path, what, size, sequence.poses.nbytes)
         return sequence if self.fps is None else resample(sequence, self.fps)
 
 
@@ -431,9 +431,11 @@ def prepare_data(
         PoseDataError: An input is missing, too many files cannot be used, a split stays empty, or the output cannot
             be written.
     """
-    for name, value in (("fps", fps), ("shards", shards), ("num_proc", num_proc)):
-        if value is not None and not 0 < value < math.inf:
+    for name, value in (("shards", shards), ("num_proc", num_proc)):
+        if value is not None and value < 1:
             raise PoseDataError(f"{name} is {value}, expected a number above 0.")
+    if fps is not None and not MIN_FPS <= fps <= MAX_FPS:
+        raise PoseDataError(f"fps is {fps:g}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
     if not 0 <= max_rejected <= 1:
         raise PoseDataError(f"max_rejected is {max_rejected}, expected a share from 0 to 1.")
     skeleton, conversion = _layouts(layout, to_layout)  # an unknown name is refused before anything else happens

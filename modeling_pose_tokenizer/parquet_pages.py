@@ -6,7 +6,7 @@ compact protocol. What is ambiguous is refused: another reader could understand 
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 # A microsecond or two each. A footer has 44 for each column of each row group: seven groups of 1,630 columns.
@@ -99,7 +99,7 @@ def _get(fields: dict[int, Field], number: int, kind: int) -> Any:
 
 
 def unpacked_bytes(stream: IO[bytes], size: int, matters: Callable[[str], bool]) -> int:
-    """Bytes that the pages of the columns that matter unpack to.
+    """Bytes that the pages of the columns that matter ask for: unpacked, and as numbers of 8 bytes.
 
     Args:
         stream: The file.
@@ -133,14 +133,16 @@ def unpacked_bytes(stream: IO[bytes], size: int, matters: Callable[[str], bool])
     return total
 
 
-def _page_sizes(stream: IO[bytes], place: int, end: int) -> Any:
-    """Unpacked bytes of each page of a column, with those that it has in the file."""
+def _page_sizes(stream: IO[bytes], place: int, end: int) -> Iterator[int]:
+    """Bytes that each page of a column asks for: a few of them may say the same number a million times."""
     while place < end:
         stream.seek(place)
         header = _Thrift(stream.read(min(_MAX_HEADER_BYTES, end - place)))
         fields = header.struct()
         unpacked, packed = _get(fields, 2, _I32), _get(fields, 3, _I32)
-        if min(unpacked, packed) < 0:
+        data = 5 if 5 in fields else 8  # of the first or second version; a dictionary has neither
+        values = _get(_get(fields, data, _STRUCT), 1, _I32) if data in fields else 0
+        if min(unpacked, packed, values) < 0:
             raise ValueError("a page has less than no bytes")
         place += header.place + packed
-        yield max(unpacked, packed)
+        yield max(unpacked, packed, 8 * values)

@@ -24,6 +24,7 @@ MAX_COORDINATE = 1e9
 # Resampling makes frames of a rate: a lie of the file must not make millions of them.
 MIN_FPS, MAX_FPS = 0.1, 10_000.0
 _MAX_REASON = 400  # characters
+_FRAMES_AT_ONCE = 4096
 
 
 class PoseDataError(ValueError):
@@ -211,9 +212,14 @@ def sample_frames(poses: np.ndarray, mask: np.ndarray, times: np.ndarray) -> tup
     Returns:
         Poses (T', N, D), and mask (T',): a new frame is as valid as the one nearest to it.
     """
-    confidence = poses[..., -1]
-    points, confidence, _ = interpolate(poses[..., :-1], confidence, confidence > 0, times)
-    sampled = np.concatenate([points, confidence[..., None]], -1).astype(poses.dtype)
+    sampled = np.empty((len(times), *poses.shape[1:]), poses.dtype)
+    for start in range(0, len(times), _FRAMES_AT_ONCE):  # in float64, of which few are in memory at a time
+        own = times[start : start + _FRAMES_AT_ONCE]
+        first = min(int(own[0]), len(poses) - 1)
+        part = poses[first : math.floor(own[-1]) + 2]
+        points, confidence, _ = interpolate(part[..., :-1], part[..., -1], part[..., -1] > 0, own - first)
+        sampled[start : start + len(own), :, :-1] = points
+        sampled[start : start + len(own), :, -1] = confidence
     return sampled, mask[nearest_frames(times, len(mask))]
 
 

@@ -22,15 +22,16 @@ from accelerate import Accelerator
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from hostile import FILES, FOLDERS, GOOD, MARK, SEEDS, YAML, Hostile, npz_bytes, poses
+from hostile import FILES, FOLDERS, GOOD, MARK, SEEDS, YAML, Hostile, N, npz_bytes, poses
 from modeling_pose_tokenizer import dataset as dataset_module
 from modeling_pose_tokenizer.checkpoints import newest_state
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from modeling_pose_tokenizer.formats import PoseFileError, read_sequences
+from modeling_pose_tokenizer.formats import PoseDataError, PoseFileError, read_sequences
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.presets import RunConfigError, load_run_config
 from modeling_pose_tokenizer.sequences import one_line
+from modeling_pose_tokenizer.shards import PoseStream
 from motions import ASF
 
 ROOT = Path(__file__).parents[1]
@@ -214,11 +215,62 @@ def test_limits_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "bytes, more than the limit of 50" in (tmp_path / "3" / "rejected.jsonl").read_text()
 
 
-def test_a_frame_rate_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "slow.npz").write_bytes(npz_bytes(poses=poses(1000), fps=0.1))
+# Frames, their fps, the fps asked for, what is said.
+RATES = [
+    (
+        1000,
+        0.1,
+        5000,
+        "1000 frames at 0.1 fps are 49950001 at 5000, which declares 10189800204 bytes of data, more than",
+    ),
+    (10, 0.1, 10_000, "10 frames at 0.1 fps are 900001 at 10000, which declares 183600204 bytes of data in 2040"),
+    (200_000, 0.1, 25, "200000 frames at 0.1 fps are 49999751 at 25, which declares 10199949204 bytes of data, more"),
+]
+
+
+@pytest.mark.parametrize(("frames", "fps", "wanted", "expected"), RATES)
+def test_a_frame_rate_is_no_bomb(
+    frames: int, fps: float, wanted: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.npz").write_bytes(npz_bytes(poses=np.ones((frames, N, 3), np.uint8), fps=fps))
     base = ["--input", tmp_path / "slow.npz", "--layout", "coco_17", "--split-by", "prefix", "--strict"]
-    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", 5000)
-    assert_sentence(says, tmp_path / "slow.npz", "50000000 frames at 5000 fps declares 10200000000 bytes of data")
+    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", wanted)
+    assert_sentence(says, tmp_path / "slow.npz", expected)
+    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", 1e9)
+    assert says == "fps is 1e+09, expected a number from 0.1 to 10000."
+
+
+@pytest.mark.parametrize("frames", [1000, 200_000])
+def test_a_frame_rate_is_no_bomb_in_training(frames: int, tmp_path: Path) -> None:
+    """Neither in a folder of files nor in a stream, whatever prepared them."""
+    many_files(tmp_path / "train", 3)
+    (tmp_path / "train" / "slow.npz").write_bytes(npz_bytes(poses=np.ones((frames, N, 3), np.uint8), fps=0.1))
+    options: dict[str, Any] = {"feature_extractor": PoseFeatureExtractor("coco_17"), "max_rejected": 0.5}
+    many = (frames - 1) * 25 / float(np.float32(0.1))
+    expected = f"{frames} frames at 0.1 fps would become {many:.0f} at 25; expected {200 * frames} at most"
+    dataset = PoseDataset(tmp_path, cache_dir=tmp_path / "cache", **options)
+    (row,) = dataset.rejected
+    assert row["path"] == str(tmp_path / "train" / "slow.npz") and expected in row["reason"] and len(dataset.ids) == 3
+    with pytest.warns(UserWarning, match=re.escape(expected)):
+        assert len(list(PoseStream(tmp_path, **options))) == 3
+    with pytest.raises(PoseDataError, match=re.escape(f"{row['path']}: {expected}")):
+        list(PoseStream(tmp_path, **options | {"max_rejected": 0, "strict": True}))
+
+
+def test_resampling_takes_the_memory_of_what_it_makes(tmp_path: Path) -> None:
+    """400,000 frames from 20,000, in a process that may have as much again as they take."""
+    program = """
+import resource, sys
+import numpy as np
+from modeling_pose_tokenizer.conversion import resample
+from modeling_pose_tokenizer.sequences import PoseSequence
+sequence = PoseSequence("a", np.ones((20_000, 133, 3), np.float32), np.ones(20_000, bool), 1.0)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+made = 400_000 * 133 * 3 * 4
+resource.setrlimit(resource.RLIMIT_AS, (size + made + 2**26, size + made + 2**26))
+assert resample(sequence, 20.0).poses.nbytes > 0.99 * made
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

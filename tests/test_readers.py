@@ -498,7 +498,7 @@ def test_the_pages_of_parquet_have_the_sizes_that_pyarrow_says(options: dict[str
     for place, name in enumerate(table.column_names):
         wanted = sum(group.column(place).total_uncompressed_size for group in groups)  # with the headers
         found = unpacked_bytes(buffer, len(buffer.getvalue()), name.__eq__)
-        assert 0.5 * wanted < found < wanted
+        assert 0.5 * wanted < found < wanted + 8 * 5000
 
 
 @settings(max_examples=300)
