@@ -9,27 +9,37 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STOPPED = 130  # what a shell says of a program that Ctrl-C ended
 _sentence = "Stopped before anything was done: the same command begins again."
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """While libraries are imported, where an exception may be taken for something else; and when asked again."""
+    """While libraries are imported, where an exception may be taken for something else."""
     _say()
+    os._exit(STOPPED)
+
+
+def _end_again(number: int, frame: FrameType | None) -> NoReturn:
+    """The second time."""
+    _say("\n")  # a progress bar may still stand in the line
     os._exit(STOPPED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """The first time, what is half-written is cleared away. Interrupted in that, a program may hang (Python 3.11)."""
-    signal.signal(signal.SIGINT, _end_at_once)
+    signal.signal(signal.SIGINT, _end_again)
     raise KeyboardInterrupt
 
 
 def _leave_to_parent() -> None:
-    """A terminal sends Ctrl-C to workers as well. The first is their parent's to answer, who ends them."""
-    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED)))
+    """A terminal sends Ctrl-C to workers as well. It is their parent's to answer, who ends them; or ends at the second
+    one without a look at them, unless it answers in its own way, as training does."""
+    answer: Any = signal.SIG_IGN
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        answer = lambda *_: signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))  # noqa: E731
+    signal.signal(signal.SIGINT, answer)
 
 
 # Where a shell has a job ignore Ctrl-C, in the background, it stays ignored.
@@ -66,11 +76,11 @@ def run_command(main: Callable[[], int | None], stopped: str, *errors: type[Exce
         sys.exit(STOPPED)
 
 
-def _say() -> None:
+def _say(before: str = "") -> None:
     """Says it once, whatever the number of ranks: a launcher tells each process which one it is."""
     global _sentence  # noqa: PLW0603
     if _sentence and int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0) == 0:
-        os.write(2, f"{_sentence}\n".encode())
+        os.write(2, f"{before}{_sentence}\n".encode())
     _sentence = ""
 
 

@@ -204,6 +204,26 @@ def test_ctrl_c_reaches_every_rank(folder: Path, checkpoint: Path, tmp_path: Pat
     assert listing(tmp_path / "out").keys() == listing(folder / "tokens").keys()
 
 
+@pytest.mark.parametrize(("handler", "code"), [("pass", 130), ("signal.signal(signal.SIGINT, lambda *_: None)", 0)])
+def test_workers_outlive_ctrl_c_as_long_as_their_parent_does(handler: str, code: int) -> None:
+    """Training answers Ctrl-C by going on to the end of the step, however often a launcher passes it on."""
+    program = f"""
+import os, signal
+from modeling_pose_tokenizer.commands import run_command
+def main():
+    {handler}
+    if worker := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    os.kill(os.getpid(), signal.SIGINT)
+    os.write(1, b"works\\n")
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(0)
+run_command(main, "")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "works\n", "")
+
+
 def test_ctrl_c_twice_ends_at_once(folder: Path, tmp_path: Path) -> None:
     """The second comes while the first is answered: Python itself would wait for its workers without an end."""
     twice = AT_CALL.replace("os.killpg(0, signal.SIGINT)", "os.killpg(0, signal.SIGINT), time.sleep(2)")
