@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-# A preset or a skeleton takes some kilobytes, one of 543 keypoints 30; these are read in most of a second.
-MAX_BYTES = 3 * 2**14
+# A preset or a skeleton takes some kilobytes, one of 543 keypoints 25; these are read at once.
+MAX_BYTES = 2**15
 # Brackets in brackets, or lists that begin on one line: parsers come to the end of their stack.
 MAX_DEPTH = 100
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
