@@ -1,10 +1,13 @@
 """Pose files looked at and not converted, and the state of a plausibility check as JSON."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
-from multiprocessing import Pool
 from typing import Any
 
 import numpy as np
@@ -46,8 +49,25 @@ def check_from_json(content: Mapping[str, Any], layout: Skeleton | None) -> Plau
     for name, classes in content["classes"].items():
         for key, own in classes.items():
             vars(getattr(check, name)[key]).update(own)
-    check._extremes = [(speed, path) for speed, path in content["extremes"]]
+    for name, rows in content["extremes"].items():
+        check._extremes[name] = [(value, speed, path) for value, speed, path in rows]
     return check
+
+
+def end_with_parent() -> None:
+    """Ends this worker when its parent is killed: it would wait for work forever, and hold the parent's locks.
+
+    Ctrl-C is the parent's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_data(
@@ -77,7 +97,7 @@ def check_data(
     sources = [source for known, _ in found for source in known]
     total, rejected = PlausibilityCheck(layout), []
     look = partial(_look, layout=layout, keypoint_dim=keypoint_dim, person=person, limits=limits)
-    with Pool(num_proc) as pool:
+    with multiprocessing.Pool(num_proc, initializer=end_with_parent) as pool:
         for check, row in tqdm(pool.imap(look, sources, chunksize=8), total=len(sources), unit="file"):
             total.merge(check)
             rejected += [row] if row else []

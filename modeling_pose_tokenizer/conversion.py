@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .checking import check_from_json, check_to_json
+from .checking import check_from_json, check_to_json, end_with_parent
 from .formats import (
     LIMITS,
     FilePath,
@@ -40,7 +36,7 @@ from .formats import (
 )
 from .layout_conversion import LayoutConversion, find_conversion
 from .plausibility import PlausibilityCheck
-from .sequences import replacing
+from .sequences import MAX_FPS, MIN_FPS, replacing
 from .skeleton_files import is_skeleton_file, load_skeleton
 from .skeleton_pose_tokenizer import SKELETONS, Skeleton
 from .sources import SPLITS, Source, SplitRule, find_input, find_sources
@@ -50,7 +46,7 @@ _FILES_PER_TASK = 16
 # Folder in the output for what is not complete yet.
 _UNFINISHED = ".unfinished"
 # Part of what tells one job from another: what an older program left there is not gone on with.
-_VERSION = 2
+_VERSION = 3
 # Bytes of a file's name, of the 255 that file systems take; a temporary name is longer.
 _NAME_BYTES = 200
 # How long to wait for it, in which the workers of a killed run notice that they are alone.
@@ -96,10 +92,10 @@ class SplitSummary:
         self.frames += len(sequence.poses)
         self.seconds += len(sequence.poses) / sequence.fps if sequence.fps else 0.0
         self.rates[sequence.fps and round(sequence.fps, 2)] += 1
+        missing = (sequence.poses[..., -1] <= 0).sum(0)  # (N,)
         for group, keypoints in groups.items():
-            confidence = sequence.poses[:, list(keypoints), -1]
-            self.missing[group] += int((confidence <= 0).sum())
-            self.keypoints[group] += confidence.size
+            self.missing[group] += int(missing[list(keypoints)].sum())
+            self.keypoints[group] += len(sequence.poses) * len(keypoints)
 
     def to_json(self) -> dict[str, Any]:
         """As what JSON can hold; `from_json` is the inverse."""
@@ -182,9 +178,10 @@ class _Job:
             poses = self.conversion(sequence.poses)
             sequence = PoseSequence(sequence.id, poses, sequence.mask, sequence.fps)
         if self.fps and sequence.fps:
-            frames = len(sequence.poses) * self.fps / sequence.fps
+            frames = (len(sequence.poses) - 1) * self.fps / sequence.fps + 1
             size = frames * sequence.poses[0].nbytes
-            self.limits.check(source.path, f"{frames:.0f} frames at {self.fps:g} fps", size, sequence.poses.nbytes)
+            what = f"{len(sequence.poses)} frames at {sequence.fps:g} fps are {frames:.0f} at {self.fps:g}, which"
+            self.limits.check(source.path, what, size, sequence.poses.nbytes)
         return sequence if self.fps is None else resample(sequence, self.fps)
 
 
@@ -278,22 +275,6 @@ def _file_name(id: str) -> str:
     return name
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would wait for work forever, and hold the lock.
-
-    Ctrl-C is the parent's to answer.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _convert_all(job: _Job, sources: Sequence[Source], shards: int | None, num_proc: int) -> _Result:
     """Deals the files out to processes and adds up what came of them, without those that are done already."""
     if shards:
@@ -310,7 +291,7 @@ def _convert_all(job: _Job, sources: Sequence[Source], shards: int | None, num_p
     left = {name: own for name, own in tasks.items() if name not in results}
     done = sum(result.files for result in results.values())
     convert = partial(_convert, job)
-    with ProcessPoolExecutor(max(min(num_proc, len(left)), 1), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(max(min(num_proc, len(left)), 1), initializer=end_with_parent) as pool:
         running = pool.map(convert, left, [bool(shards)] * len(left), left.values())
         with tqdm(total=len(sources), initial=done, unit="file") as bar:
             for name, result in zip(left, running, strict=True):
@@ -450,9 +431,11 @@ def prepare_data(
         PoseDataError: An input is missing, too many files cannot be used, a split stays empty, or the output cannot
             be written.
     """
-    for name, value in (("fps", fps), ("shards", shards), ("num_proc", num_proc)):
-        if value is not None and not 0 < value < math.inf:
+    for name, value in (("shards", shards), ("num_proc", num_proc)):
+        if value is not None and value < 1:
             raise PoseDataError(f"{name} is {value}, expected a number above 0.")
+    if fps is not None and not MIN_FPS <= fps <= MAX_FPS:
+        raise PoseDataError(f"fps is {fps:g}, expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
     if not 0 <= max_rejected <= 1:
         raise PoseDataError(f"max_rejected is {max_rejected}, expected a share from 0 to 1.")
     skeleton, conversion = _layouts(layout, to_layout)  # an unknown name is refused before anything else happens

@@ -192,6 +192,7 @@ class PoseDataset(torch.utils.data.Dataset[dict[str, Any]]):
             except Exception as error:  # whatever a user's reader makes of a broken file, the run goes on without it
                 raise PoseFileError(path, f"load_sample failed ({type(error).__name__}: {error})") from error
             sequences = [make_sequence(path, path.stem, poses, mask, None, **self._expected)]
+        check_resampling(path, self.feature_extractor, sequences)
         if len(sequences) == 1 and sequences[0].id == path.stem:
             sequences[0].id = path.relative_to(self.folder).with_suffix("").as_posix()
         return sequences
@@ -534,6 +535,17 @@ def find_files(root: FilePath, split: str, extensions: Sequence[str] = (".npz",)
     if not files:
         raise PoseDataError(f"{folder} is empty: there are no {' or '.join(extensions)} files in it.")
     return sorted(files)
+
+
+def check_resampling(
+    path: FilePath, feature_extractor: PoseFeatureExtractor, sequences: Sequence[PoseSequence]
+) -> None:
+    """Raises `PoseFileError` when a sequence of a file would become far too long at the model's frame rate."""
+    for sequence in sequences:
+        try:
+            feature_extractor.resampled_length(len(sequence.poses), sequence.fps)
+        except ValueError as error:
+            raise PoseFileError(path, str(error)) from None
 
 
 def normalise(feature_extractor: PoseFeatureExtractor, sequence: PoseSequence) -> dict[str, Any]:

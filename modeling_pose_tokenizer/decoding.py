@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -33,8 +33,10 @@ from .extraction import (
     run_exactly,
 )
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from .formats import FilePath, PoseSequence, write_npz, write_pose
+from .formats import LIMITS, FilePath, PoseFileError, PoseSequence, write_npz, write_pose
 from .modeling_pose_tokenizer import PoseTokenizerModel
+from .parquet_pages import unpacked_bytes
+from .sequences import MAX_FPS, MIN_FPS, first_line, one_line
 
 FORMATS = ("npz", "pose")
 _COLUMNS = ("id", "codes", "num_frames", "fps", "center", "scale")
@@ -147,8 +149,8 @@ def decode_tokens(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; expected {' or '.join(FORMATS)}.")
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps is {fps}; expected a number above 0.")
+    if fps is not None and not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"fps is {fps:g}; expected a number from {MIN_FPS:g} to {MAX_FPS:g}.")
     state, output, path = process_state(), Path(output_dir), Path(tokens)
     model = model.float().eval().to(state.device)
     if not path.exists():
@@ -185,6 +187,10 @@ def _change_place(
         # As many as begin before the last frame that is decoded ends.
         last = (row.length - 1) * fps / float(feature_extractor.sampling_rate)
         row = replace(row, num_frames=math.floor(last + 1e-4) + 1, fps=fps)
+        try:
+            feature_extractor.check_frames(row.num_frames, row.length)
+        except ValueError as error:
+            raise ValueError(f"{row.id}: {error}") from None
     return row
 
 
@@ -250,8 +256,9 @@ class _Shards:
     def chunks(self, process: int, num_processes: int) -> Iterator[list[TokenRow]]:
         """The rows of this process, so many at a time as fit into memory."""
         for path in list(self.footers)[process::num_processes]:
-            for piece in pq.ParquetFile(path).iter_batches(_ROWS_IN_MEMORY, columns=list(_COLUMNS)):
-                yield [self._check_row(path, row) for row in piece.to_pylist()]
+            with _broken(path):
+                for piece in pq.ParquetFile(path).iter_batches(_ROWS_IN_MEMORY, columns=list(_COLUMNS)):
+                    yield [self._check_row(path, row) for row in piece.to_pylist()]
 
     def _check_made_by(self) -> None:
         weights = hash_weights(self.model)
@@ -270,12 +277,21 @@ class _Shards:
 
     def _check_ids(self) -> None:
         """Refuses two rows of one name, whose files would replace each other."""
-        columns = [pq.read_table(path, columns=["id"])["id"].cast(pa.large_string()) for path in self.footers]
-        ids = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
-        if pc.count_distinct(ids, mode="all").as_py() < len(ids):
-            name = max(pc.value_counts(ids).to_pylist(), key=lambda entry: entry["counts"])["values"]
-            folder = next(iter(self.footers)).parent
-            raise TokenFolderError(f"{folder}: has two rows named {name}; decode one split at a time.")
+        seen: set[str] = set()
+        for path in self.footers:
+            with _broken(path):
+                column = pq.read_table(path, columns=["id"], read_dictionary=["id"])["id"]
+                if not pa.types.is_dictionary(column.type):
+                    column = column.cast(pa.string()).dictionary_encode()
+            for chunk in column.chunks:
+                names = [*map(str, chunk.dictionary.to_pylist()), "None"]
+                for place in chunk.indices.fill_null(-1).to_pylist():
+                    if names[place] in seen:
+                        name = one_line(names[place])
+                        raise TokenFolderError(
+                            f"{path.parent}: has two rows named {name}; decode one split at a time."
+                        )
+                    seen.add(names[place])
 
     def _check_row(self, path: Path, row: dict[str, Any]) -> TokenRow:
         name, config = Path(str(row["id"])), self.model.config
@@ -287,6 +303,7 @@ class _Shards:
             if not (num_frames >= 1 and 0 < fps < math.inf and center.shape == (config.keypoint_dim - 1,)):
                 raise ValueError
             length = self.feature_extractor.resampled_length(num_frames, fps)
+            self.feature_extractor.check_frames(num_frames, length)
             lengths = {len(codes) for codes in row["codes"]}
         except (TypeError, ValueError):
             raise TokenFolderError(
@@ -304,11 +321,27 @@ class _Shards:
         return TokenRow(str(name), codes, length, num_frames, fps, center, scale)
 
 
-def _read_footer(path: Path) -> pq.FileMetaData:
+@contextmanager
+def _broken(path: Path) -> Iterator[None]:
+    """Says it in a sentence where a shard cannot be read."""
     try:
-        footer = pq.read_metadata(path)
+        yield
     except (OSError, pa.ArrowException) as error:
-        raise TokenFolderError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]}).") from None
+        raise TokenFolderError(f"{path}: is not a Parquet file, or broken ({first_line(error)}).") from None
+
+
+def _read_footer(path: Path) -> pq.FileMetaData:
+    """What a shard says of itself, once its pages have proved that they do not fill the memory."""
+    with _broken(path):
+        footer, size = pq.read_metadata(path), path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            unpacked = unpacked_bytes(stream, size, _COLUMNS.__contains__)
+        LIMITS.check(path, "the shard", unpacked, size)
+    except PoseFileError as error:
+        raise TokenFolderError(f"{error}.") from None
+    except Exception as error:  # broken bytes surface as many types
+        raise TokenFolderError(f"{path}: is not a Parquet file, or broken ({first_line(error)}).") from None
     missing = set(_COLUMNS) - set(footer.schema.to_arrow_schema().names)
     if missing:
         raise TokenFolderError(f"{path}: has no column {', '.join(sorted(missing))}; expected tokens.")

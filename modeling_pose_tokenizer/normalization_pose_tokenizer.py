@@ -16,6 +16,9 @@ Placement = tuple[np.ndarray, float]  # centre (D-1,), scale
 # Coordinates further than this many times the median distance from the median point are wreckage (1e30 from a
 # diverged estimator), not motion: they go before anything is measured. Real outliers stay far below it.
 _WRECK_FACTOR = 1e4
+# What resampling makes at most: so many times the frames, beyond a few, and so many numbers (1 GiB of float32). A
+# wrong frame rate must not fill the memory.
+_MAX_GROWTH, _FREE_FRAMES, _MAX_NUMBERS = 200, 10_000, 2**28
 # A reference pair closer together than this share of the median distance cannot be a unit of length.
 _DEGENERATE_FACTOR = 1e-6
 
@@ -82,6 +85,7 @@ class PoseNormalizer:
         for index, sequence in enumerate(sequences):
             frames, rate = int(num_frames[index]), float(fps[index])
             length = self.resampled_length(frames, rate)
+            self.check_frames(frames, len(sequence))
             if len(sequence) < length:
                 raise ValueError(f"pose_values[{index}] has {len(sequence)} frames; expected at least {length}.")
             points, confidence, observed = self._read(sequence[:length])
@@ -94,10 +98,31 @@ class PoseNormalizer:
         return results
 
     def resampled_length(self, num_frames: int, fps: float | None) -> int:
-        """Frames at `sampling_rate` of a sequence of `num_frames` at `fps`; at least 1."""
+        """Frames at `sampling_rate` of a sequence of `num_frames` at `fps`; at least 1.
+
+        Raises:
+            ValueError: They would be far too many.
+        """
         if fps is None or _same_rate(fps, float(self.sampling_rate)):
             return num_frames
-        return round((num_frames - 1) * self.sampling_rate / float(np.float32(fps))) + 1
+        length = (num_frames - 1) * self.sampling_rate / float(np.float32(fps))
+        most = max(_MAX_GROWTH * num_frames, _FREE_FRAMES)
+        if not length < most:
+            raise ValueError(
+                f"{num_frames} frames at {fps:g} fps would become {length:.0f} at {self.sampling_rate:g};"
+                f" expected {most} at most, is the frame rate right?"
+            )
+        self.check_frames(round(length) + 1, num_frames)
+        return round(length) + 1
+
+    def check_frames(self, num_frames: int, before: int) -> None:
+        """Raises `ValueError` when resampling would make more frames than memory should hold."""
+        most = _MAX_NUMBERS // (self.num_keypoints * self.keypoint_dim)
+        if num_frames > max(most, before):
+            raise ValueError(
+                f"{before} frames would become {num_frames} at another frame rate; expected {most} at most:"
+                " is the rate right? If so, cut the sequence."
+            )
 
     def _normalise(self, poses: Any, fps: float) -> dict[str, Any]:
         points, confidence, observed = self._read(poses)

@@ -9,12 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from .plausibility_report import render_report
+from .plausibility_tracks import MIN_FRAMES, REST_SPEED, Histogram, Landmarks, Track, lengths, median
 from .sequences import FilePath, PoseFileError, PoseSequence, replacing
 from .skeleton_pose_tokenizer import Skeleton, likely_layout
 
@@ -23,21 +23,15 @@ KINDS = {
     "mixed units": "coordinates from 0 to 1 and in pixels stand in one set or one file",
     "left and right": "the sides are exchanged: of hands, of body against face, or of a file against the set",
     "frozen track": "a part does not move at all for a second",
-    "frame rate": "frames repeat, or fps does not fit the motion",
+    "frame rate": "frames repeat or were interpolated, or fps does not fit the motion",
     "teleporting hand": "a hand jumps further within a frame than an arm can move it",
 }
-# A keypoint below it is not looked at: the model's own default for a missing one.
-MIN_CONFIDENCE = 0.3
-# Fewer frames than these tell nothing.
-MIN_FRAMES = 5
 # Share of the frames that must agree before a whole file is called exchanged: people turn and lean for a while.
 MOST_FRAMES = 0.8
 # Head over shoulders must be so much longer along x than along all other axes; upright people have it the other way.
 AXIS_RATIO = 2.0
 # 95 % of the numbers of a file under the first: normalised, or metres; over the second: pixels, or millimetres.
 SMALL, LARGE = 10.0, 32.0
-# A frame so many times smaller or larger than the median one was written in another unit, not seen from elsewhere.
-FRAME_RATIO = 50.0
 # Hands and wrists less than this apart (units) can be anyone's.
 MIN_APART = 0.5
 # A hand so near to an arm's wrist (units) is at it: 0.02 to 0.18 in the demo's recordings.
@@ -50,12 +44,12 @@ SET_SHARE, SET_FILES = 0.9, 20
 FROZEN_SECONDS, FROZEN_FRAMES = 1.0, 10
 # So many frames that repeat the one before: video that was written at more frames than were recorded.
 REPEATED_SHARE = 0.15
+# So many that lie half-way between their neighbours, to a thousandth: 7 % in real recordings at most.
+BETWEEN_SHARE = 0.25
 # What cameras and motion capture record.
 MIN_FPS, MAX_FPS = 5.0, 250.0
-# Motion so many times faster or slower than the set's median, and so many of its own deviations away.
-SPEED_RATIO, SPEED_DEVIATIONS = 4.0, 4.0
-# Units per second under which a person is at rest, and what moves is the estimator's jitter: it tells no rate.
-REST_SPEED = 0.1
+# Motion so many times faster or slower than the set's median, and so many of the set's deviations away.
+RATE_RATIO, RATE_DEVIATIONS = {"tempo": 3.0, "speed": 4.0}, 4.0
 # Wrists reach 10 m/s in a throw, 3 in signing: 25 shoulder widths a second; under 1.5 of them it may be jitter.
 HAND_SPEED, HAND_JUMP = 25.0, 1.5
 # Problems of one kind that are kept; the rest is counted.
@@ -83,147 +77,6 @@ class Problem:
         return f"{place}: {self.kind}: {self.sentence}"
 
 
-@dataclass
-class Histogram:
-    """Counts in fixed bins, of which quantiles can be told.
-
-    Attributes:
-        low, high: Range; what lies outside goes into the first or the last bin.
-        log: Whether the bins are of equal ratio rather than of equal width.
-        counts: (bins,) int64.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    bins: int = 120
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def __post_init__(self) -> None:
-        if not len(self.counts):
-            self.counts = np.zeros(self.bins, np.int64)
-
-    @property
-    def edges(self) -> np.ndarray:
-        """(bins + 1,)."""
-        space = np.geomspace if self.log else np.linspace
-        return space(self.low, self.high, self.bins + 1)
-
-    @property
-    def total(self) -> int:
-        """How many values it has seen."""
-        return int(self.counts.sum())
-
-    def add(self, values: np.ndarray | float) -> None:
-        """Counts values of any shape; those that are not finite are left out."""
-        values = np.ravel(values)
-        values = np.clip(values[np.isfinite(values)], self.low, self.high)
-        self.counts += np.histogram(values, self.edges)[0]
-
-    def quantile(self, share: float) -> float:
-        """The middle of the bin that a share of the values lies under or in; NaN where there are none."""
-        if not self.total:
-            return float("nan")
-        place = int(np.searchsorted(np.cumsum(self.counts), share * self.total))
-        pair = self.edges[min(place, self.bins - 1) :][:2]
-        return float(np.sqrt(pair.prod()) if self.log else pair.mean())
-
-
-class _Landmarks:
-    """Which keypoints of a layout stand where on a body, told by their names; empty where the layout has none."""
-
-    def __init__(self, layout: Skeleton) -> None:
-        names = layout.keypoint_names
-        index = {name: number for number, name in enumerate(names)}
-        words = [set(name.lower().split("_")) for name in names]
-        self.shoulders = layout.scale_pair
-        face = [bool({"eye", "ear"} & own) or name.startswith("face_") for own, name in zip(words, names, strict=True)]
-        self.head = [k for k in range(len(names)) if face[k] or {"nose", "head"} & words[k]]
-        self.eyes = [pair for pair in layout.flip_pairs if face[pair[0]]]
-        self.hips = [pair for pair in layout.flip_pairs if "hip" in names[pair[0]].lower()]
-        self.hands = {side: layout.group_keypoints.get(f"{side}_hand", ()) for side in ("left", "right")}
-        for side, keypoints in self.hands.items():
-            if not keypoints and f"{side}_wrist" in index:
-                self.hands[side] = (index[f"{side}_wrist"],)
-        roots = [[index.get(f"{side}{part}_wrist") for side in self.hands] for part in ("_hand", "")]
-        self.wrists = [k for pair in roots for k in pair if k is not None]  # left and right hand, left and right arm
-        self.wrists = self.wrists if len(self.wrists) == 4 else []
-
-
-class _Track:
-    """One sequence, as the checks need it: unseen keypoints are NaN."""
-
-    def __init__(self, sequence: PoseSequence, layout: Skeleton | None) -> None:
-        confidence = sequence.poses[..., -1]  # (T, N)
-        self.found = (confidence > 0) & sequence.mask[:, None]  # (T, N)
-        seen = self.found & ((confidence >= MIN_CONFIDENCE) | (confidence.max(initial=0) < MIN_CONFIDENCE))
-        self.points = np.where(seen[..., None], sequence.poses[..., :-1], np.nan).astype(np.float64)  # (T, N, D-1)
-        self.seen = seen
-        self.fps = sequence.fps
-        self.layout = layout
-        self.unit = self._unit()
-
-    def _unit(self) -> float:
-        """The length of the scale pair, a median over the frames; NaN without one."""
-        if self.layout is None or self.layout.scale_pair is None:
-            return float("nan")
-        left, right = self.layout.scale_pair
-        length = median(np.linalg.norm(self.points[:, left] - self.points[:, right], axis=-1))
-        return length if length > 0 else float("nan")
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(T,) largest extent along an axis, NaN where less than 3 keypoints are seen."""
-        with np.errstate(invalid="ignore"):
-            high = np.where(self.seen[..., None], self.points, -np.inf).max(1)
-            low = np.where(self.seen[..., None], self.points, np.inf).min(1)
-            return np.where(self.seen.sum(1) >= 3, (high - low).max(-1), np.nan)
-
-    @cached_property
-    def odd(self) -> np.ndarray:
-        """(T,): the keypoints span much more or much less than in most frames."""
-        usual = median(self.sizes)
-        with np.errstate(invalid="ignore"):
-            small = (self.sizes * FRAME_RATIO < usual) & (self.sizes > 0)
-            return (small | (self.sizes > FRAME_RATIO * usual)) & (usual > 0)
-
-    @cached_property
-    def same(self) -> np.ndarray:
-        """(T, N): the keypoint is seen, and has the very coordinates of the frame before."""
-        same = np.zeros(self.seen.shape, bool)
-        same[1:] = (self.points[1:] == self.points[:-1]).all(-1)  # NaN equals nothing
-        return same
-
-    @cached_property
-    def repeated(self) -> np.ndarray:
-        """(T,): every keypoint that is seen here or in the frame before has not moved at all."""
-        repeated = np.zeros(len(self.seen), bool)
-        either = self.seen[1:] | self.seen[:-1]
-        repeated[1:] = (self.same[1:] | ~either).all(-1) & (either.sum(-1) >= 3)
-        return repeated
-
-    @cached_property
-    def speed(self) -> float:
-        """What 9 of 10 keypoints stay under, in units per second, frames that only repeat left out."""
-        if not self.fps or len(self.points) < MIN_FRAMES:
-            return float("nan")
-        steps = np.linalg.norm(np.diff(self.points, axis=0), axis=-1)[~self.repeated[1:]]
-        steps = steps[np.isfinite(steps)]
-        return float(np.quantile(steps, 0.9)) / self.unit * self.fps if len(steps) else float("nan")
-
-    def mean(self, keypoints: "list[int] | tuple[int, ...]") -> np.ndarray:
-        """(T, D-1) mean of those keypoints that are seen."""
-        chosen, seen = self.points[:, list(keypoints)], self.seen[:, list(keypoints)]
-        with np.errstate(invalid="ignore"):
-            return np.where(seen[..., None], chosen, 0).sum(1) / seen.sum(1)[:, None]
-
-
-def median(values: np.ndarray) -> float:
-    """The median of what is finite, NaN where nothing is."""
-    values = values[np.isfinite(values)]
-    return float(np.median(values)) if len(values) else float("nan")
-
-
 def _mostly(bad: np.ndarray, valid: np.ndarray) -> bool:
     """Whether most of the valid frames, and enough of them, are bad."""
     return bool(valid.sum() >= MIN_FRAMES and (bad & valid).sum() >= MOST_FRAMES * valid.sum())
@@ -238,16 +91,16 @@ def _runs(bad: np.ndarray) -> Iterator[tuple[int, int]]:
 # ---- one sequence: (frame, kind, sentence) -----------------------------------------------------------------------
 
 
-def _check_axes(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None, str, str]]:
+def _check_axes(track: Track, marks: Landmarks) -> Iterator[tuple[int | None, str, str]]:
     """The head is beside the shoulders, and in pictures the shoulders are above each other."""
     if not marks.shoulders:
         return
     middle = track.mean(marks.shoulders)
     up = track.mean(marks.head) - middle if marks.head else middle - track.mean([k for p in marks.hips for k in p])
     up, across = np.abs(up), np.abs(np.diff(track.points[:, list(marks.shoulders)], axis=1)[:, 0])  # (T, D-1)
-    valid = np.isfinite(up).all(-1) & np.isfinite(across).all(-1) & (np.linalg.norm(up, axis=-1) > 0)
+    valid = np.isfinite(up).all(-1) & np.isfinite(across).all(-1) & (lengths(up) > 0)
     with np.errstate(invalid="ignore"):
-        lying = up[:, 0] > AXIS_RATIO * np.linalg.norm(up[:, 1:], axis=-1)
+        lying = up[:, 0] > AXIS_RATIO * lengths(up[:, 1:])
         if up.shape[1] == 2:
             lying &= across[:, 1] > AXIS_RATIO * across[:, 0]
     if _mostly(lying, valid):
@@ -259,7 +112,7 @@ def _check_axes(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None, 
         )
 
 
-def _check_units(track: _Track) -> Iterator[tuple[int | None, str, str]]:
+def _check_units(track: Track) -> Iterator[tuple[int | None, str, str]]:
     """Some frames are in another unit than most."""
     odd = np.flatnonzero(track.odd)
     if len(odd):
@@ -268,7 +121,7 @@ def _check_units(track: _Track) -> Iterator[tuple[int | None, str, str]]:
         yield int(odd[0]), "mixed units", f"the keypoints span {size:.4g} here, {usual:.4g} in most frames ({frames})"
 
 
-def _check_sides(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None, str, str]]:
+def _check_sides(track: Track, marks: Landmarks) -> Iterator[tuple[int | None, str, str]]:
     """Hands at the other's wrist; shoulders that point against the face or the hips."""
     if marks.wrists and track.unit > 0:
         left, right, own_left, own_right = (track.points[:, keypoint] for keypoint in marks.wrists)
@@ -277,11 +130,11 @@ def _check_sides(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None,
             (right, left, own_right, own_left, "right"),
         ):
             here, there, taken = (
-                np.nan_to_num(np.linalg.norm(one - wrist, axis=-1) / track.unit, nan=np.inf)
+                np.nan_to_num(lengths(one - wrist) / track.unit, nan=np.inf)
                 for one, wrist in ((hand, own), (hand, other), (twin, other))
             )
             with np.errstate(invalid="ignore"):
-                near = np.linalg.norm(own - other, axis=-1) < MIN_APART * track.unit  # anyone's
+                near = lengths(own - other) < MIN_APART * track.unit  # anyone's
             valid = (np.minimum(here, there) < AT_WRIST) & ~near
             swapped = (there < here) & (taken > there)
             if _mostly(swapped, valid):
@@ -294,7 +147,7 @@ def _check_sides(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None,
             continue
         shoulders = track.points[:, marks.shoulders[0]] - track.points[:, marks.shoulders[1]]
         others = track.mean([pair[0] for pair in pairs]) - track.mean([pair[1] for pair in pairs])
-        norms = np.linalg.norm(shoulders, axis=-1) * np.linalg.norm(others, axis=-1)
+        norms = lengths(shoulders) * lengths(others)
         valid = np.isfinite(norms) & (norms > 1e-3 * track.unit**2)
         with np.errstate(invalid="ignore", divide="ignore"):
             opposed = (shoulders * others).sum(-1) / norms < OPPOSED
@@ -303,7 +156,7 @@ def _check_sides(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None,
             yield None, "left and right", f"shoulders and {name} point to opposite sides in {share:.0%} of frames"
 
 
-def _check_frozen(track: _Track, groups: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[int | None, str, str]]:
+def _check_frozen(track: Track, groups: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[int | None, str, str]]:
     """A part that has the very same numbers for a second."""
     least = max(FROZEN_FRAMES, round(FROZEN_SECONDS * (track.fps or 25.0)))
     for name, keypoints in groups.items():
@@ -315,8 +168,8 @@ def _check_frozen(track: _Track, groups: Mapping[str, tuple[int, ...]]) -> Itera
             yield start, "frozen track", f"{name} does not move at all for {length} frames"
 
 
-def _check_rate(track: _Track) -> Iterator[tuple[int | None, str, str]]:
-    """Frames that repeat the one before, and rates that nothing records."""
+def _check_rate(track: Track) -> Iterator[tuple[int | None, str, str]]:
+    """Frames that repeat the one before or were interpolated, and rates that nothing records."""
     if track.fps is not None and not MIN_FPS <= track.fps <= MAX_FPS:
         yield None, "frame rate", f"fps is {track.fps:g}, expected {MIN_FPS:g} to {MAX_FPS:g}"
     short = track.repeated.copy()
@@ -328,9 +181,15 @@ def _check_rate(track: _Track) -> Iterator[tuple[int | None, str, str]]:
         share = short.sum() / steps
         real = f"; {track.fps * (1 - share):.3g} fps were recorded, not {track.fps:g}" if track.fps else ""
         yield int(np.argmax(short)), "frame rate", f"{share:.0%} of the frames repeat the one before{real}"
+    if len(track.points) > MIN_FRAMES:
+        between, moving = track.between
+        if between.sum() >= MIN_FRAMES and between.sum() >= BETWEEN_SHARE * moving.sum():
+            share = between.sum() / moving.sum()
+            sentence = f"{share:.0%} of the frames lie just half-way between the others: interpolated, not recorded"
+            yield int(np.argmax(between)), "frame rate", sentence
 
 
-def _check_hands(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None, str, str]]:
+def _check_hands(track: Track, marks: Landmarks) -> Iterator[tuple[int | None, str, str]]:
     """A hand jumps, against the shoulders and the other keypoints."""
     if not marks.shoulders or not track.unit > 0:
         return
@@ -341,7 +200,7 @@ def _check_hands(track: _Track, marks: _Landmarks) -> Iterator[tuple[int | None,
             continue
         enough = track.seen[:, list(keypoints)].sum(-1) >= (len(keypoints) + 1) // 2
         place = np.where((enough & ~track.odd)[:, None], track.mean(keypoints) - origin, np.nan) / track.unit
-        jumps = np.linalg.norm(np.diff(place, axis=0), axis=-1)  # (T-1,)
+        jumps = lengths(np.diff(place, axis=0))  # (T-1,)
         far = np.flatnonzero(jumps > limit)
         if len(far):
             sentence = f"the {side} hand jumps {jumps[far[0]]:.1f} shoulder widths from the frame before"
@@ -381,7 +240,7 @@ class PlausibilityCheck:
 
     def __init__(self, layout: Skeleton | None = None) -> None:
         self.layout = layout
-        self._marks = None if layout is None else _Landmarks(layout)
+        self._marks = None if layout is None else Landmarks(layout)
         self.counts: Counter[str] = Counter()
         self.sequences = self.frames = 0
         self.fps: Counter[str] = Counter()
@@ -392,12 +251,14 @@ class PlausibilityCheck:
             "seconds": Histogram(0.01, 1e5, log=True),
             "scale": Histogram(1e-4, 1e5, log=True),
             "speed": Histogram(1e-3, 1e4, log=True, bins=280),
+            "tempo": Histogram(1e-2, 1e4, log=True, bins=280),
             "confidence": Histogram(0, 1, bins=40),
         }
         self._kept: dict[str, list[Problem]] = {kind: [] for kind in KINDS}
         self._units = {"small": _Class(), "large": _Class()}
         self._facing = {"left": _Class(), "right": _Class()}
-        self._extremes: list[tuple[float, str]] = []  # the slowest and the fastest files
+        # The files at both ends of these distributions: the value, the speed, the file.
+        self._extremes: dict[str, list[tuple[float, float, str]]] = {"speed": [], "tempo": []}
 
     def add(self, path: FilePath, sequence: PoseSequence) -> list[Problem]:
         """Looks at one sequence.
@@ -419,11 +280,13 @@ class PlausibilityCheck:
         if sequence.id != os.path.splitext(os.path.basename(text))[0]:
             text = f"{text} ({sequence.id})"
         groups = self.layout.group_keypoints if self.layout else {"all": tuple(range(count))}
-        track = _Track(sequence, self.layout)
+        track = Track(sequence, self.layout)
         found = [*_check_units(track), *_check_frozen(track, groups), *_check_rate(track)]
         if (marks := self._marks) is not None:
             found += [*_check_axes(track, marks), *_check_sides(track, marks), *_check_hands(track, marks)]
-        problems = [Problem(text, *each) for each in found]
+        problems = [
+            Problem(text, None if frame is None else int(track.frames[frame]), *what) for frame, *what in found
+        ]
         for problem in problems:
             self._keep(problem)
         self._count(text, sequence, track, groups)
@@ -434,23 +297,23 @@ class PlausibilityCheck:
         if len(self._kept[problem.kind]) < MAX_KEPT:
             self._kept[problem.kind].append(problem)
 
-    def _count(self, path: str, sequence: PoseSequence, track: _Track, groups: Mapping[str, tuple[int, ...]]) -> None:
+    def _count(self, path: str, sequence: PoseSequence, track: Track, groups: Mapping[str, tuple[int, ...]]) -> None:
         """Adds a sequence to the distributions and to what tells the set's conventions."""
-        length = int(sequence.mask.sum())
+        length, looked_at = int(sequence.mask.sum()), int(track.mask.sum())
         self.sequences += 1
         self.frames += length
         self.fps["unknown" if sequence.fps is None or len(self.fps) > 1000 else f"{sequence.fps:.4g}"] += 1
         for group, keypoints in groups.items():
             self.found[group] += int(track.found[:, list(keypoints)].sum())
-            self.possible[group] += length * len(keypoints)
+            self.possible[group] += looked_at * len(keypoints)
         values: dict[str, np.ndarray | float] = {"frames": length, "scale": track.unit, "speed": track.speed}
-        values |= {"confidence": sequence.poses[..., -1][track.found]}
+        values |= {"confidence": track.confidence[track.found], "tempo": track.tempo}
         values |= {} if sequence.fps is None else {"seconds": length / sequence.fps}
         for name, value in values.items():
             self.histograms[name].add(value)
         size = np.abs(track.points[track.seen])
         if len(size):
-            typical = np.quantile(size, 0.95)
+            typical = float(np.quantile(size, 0.95))
             if not SMALL < typical < LARGE:
                 self._units["small" if typical <= SMALL else "large"].add(path)
         if self.layout is not None and self.layout.scale_pair and sequence.poses.shape[-1] == 3:
@@ -459,11 +322,13 @@ class PlausibilityCheck:
             for name, faces in (("left", sign), ("right", ~sign)):
                 if _mostly(faces, valid):
                     self._facing[name].add(path)
-        if np.isfinite(track.speed) and track.speed > 0:
-            self._extremes = self._ends([*self._extremes, (track.speed, path)])
+        if track.speed > 0:
+            for name, rows in self._extremes.items():
+                if (value := getattr(track, name)) > 0:
+                    self._extremes[name] = self._ends([*rows, (value, track.speed, path)])
 
     @staticmethod
-    def _ends(rows: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    def _ends(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
         """The first and the last of the rows in order."""
         rows = sorted(rows)
         return rows if len(rows) <= 2 * MAX_KEPT else rows[:MAX_KEPT] + rows[-MAX_KEPT:]
@@ -486,7 +351,8 @@ class PlausibilityCheck:
         for classes, others in ((self._units, other._units), (self._facing, other._facing)):
             for name, own_class in classes.items():
                 own_class.merge(others[name])
-        self._extremes = self._ends(self._extremes + other._extremes)
+        for name, rows in other._extremes.items():
+            self._extremes[name] = self._ends(self._extremes[name] + rows)
 
     @property
     def problems(self) -> list[Problem]:
@@ -527,18 +393,27 @@ class PlausibilityCheck:
                         path, None, kind, f"it is mirrored against {most.count} files, as {most.first[0]} is not"
                     )
         elif kind == "frame rate":
-            yield from self._of_speed()
+            yield from self._of_rate()
 
-    def _of_speed(self) -> Iterator[Problem]:
-        speeds = self.histograms["speed"]
-        if speeds.total < SET_FILES:
-            return
-        usual = speeds.quantile(0.5)
-        spread = np.log(speeds.quantile(0.84) / speeds.quantile(0.16)) / 2
-        limit = max(np.log(SPEED_RATIO), SPEED_DEVIATIONS * spread)
-        for speed, path in self._extremes:
-            if speed > REST_SPEED and abs(np.log(speed / usual)) > limit:
-                how = "faster" if speed > usual else "slower"
-                ratio = max(speed / usual, usual / speed)
-                sentence = f"it moves {ratio:.1f} times {how} than half of the {speeds.total} files; is its fps right?"
+    def _of_rate(self) -> Iterator[Problem]:
+        """Files that move much faster or slower than the set: further, or in quicker turns.
+
+        A wrong fps makes both larger or both smaller; a hand that waves goodbye turns quickly, and goes no further.
+        """
+        usual, told = {name: self.histograms[name].quantile(0.5) for name in self._extremes}, set()
+        for name, what in (("tempo", "its motion turns"), ("speed", "it moves")):
+            values = self.histograms[name]
+            if values.total < SET_FILES:
+                continue
+            spread = np.log(values.quantile(0.84) / values.quantile(0.16)) / 2
+            limit = max(np.log(RATE_RATIO[name]), RATE_DEVIATIONS * spread)
+            for value, speed, path in self._extremes[name]:
+                faster = value > usual[name]
+                agree = (speed > usual["speed"]) == faster and (speed > REST_SPEED or (name == "tempo" and not faster))
+                if path in told or not agree or abs(np.log(value / usual[name])) <= limit:
+                    continue
+                told.add(path)
+                ratio = max(value / usual[name], usual[name] / value)
+                how = f"{ratio:.1f} times {'faster' if faster else 'slower'}"
+                sentence = f"{what} {how} than half of the {values.total} files; is its fps right?"
                 yield Problem(path, None, "frame rate", sentence)

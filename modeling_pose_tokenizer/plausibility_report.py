@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .plausibility import Histogram, PlausibilityCheck
+    from .plausibility import PlausibilityCheck
+    from .plausibility_tracks import Histogram
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2433; }
@@ -23,6 +24,7 @@ _TITLES = {
     "seconds": "length in seconds",
     "scale": "shoulder width in the files' own units",
     "speed": "speed in shoulder widths per second (9 of 10 keypoints are slower)",
+    "tempo": "how quickly motion turns: acceleration by speed, 1/s",
     "confidence": "confidence of the keypoints that were found",
 }
 _WIDTH, _HEIGHT, _MARGIN = 420, 150, 18

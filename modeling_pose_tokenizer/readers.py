@@ -6,7 +6,7 @@ last).
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .sequences import (
     place_keypoints,
 )
 from .skeleton_pose_tokenizer import get_skeleton
+from .tables import read_table
 
 # Layouts whose keypoints estimators give without their names.
 _LAYOUT_OF_COUNT = {133: "coco_wholebody_133", 17: "coco_17"}
@@ -348,46 +349,19 @@ def read_mediapipe_table(path: Path, options: ReadOptions) -> list[PoseSequence]
         return sequences
 
 
+def _is_wanted(column: str) -> bool:
+    return column in _LONG_COLUMNS or column in ("z", "visibility", "sequence_id") or bool(_COLUMN.fullmatch(column))
+
+
 def _read_table(path: Path, limits: Limits) -> dict[str, np.ndarray]:
     """The columns that matter of a CSV or parquet file."""
-    try:
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError("CSV and parquet files need pyarrow: pip install 'pose-tokenizer[train]'") from None
-
-    def matter(names: Iterable[str]) -> list[str]:
-        known = {*_LONG_COLUMNS, "z", "visibility", "sequence_id"}
-        return [name for name in names if name in known or _COLUMN.fullmatch(name)]
-
-    size = check_size(path, limits.array_bytes)
-    with one_sentence(path, "a table"), path.open("rb") as stream:
-        parquet = stream.read(4) == b"PAR1"
-    if parquet:
-        with one_sentence(path, "a parquet file"), pyarrow.parquet.ParquetFile(path) as file:
-            names = matter(file.schema_arrow.names)
-            limits.check(
-                path, "the table", max(file.metadata.num_rows * len(names) * 8, _unpacked(file.metadata)), size
-            )
-            table = file.read(columns=names)
-    else:
-        check_size(path, limits.text_bytes)
-        with one_sentence(path, "a CSV file"):
-            table = pyarrow.csv.read_csv(path)
-            table = table.select(matter(table.column_names))
-    if not set(table.column_names) >= _LONG_COLUMNS and not any(map(_COLUMN.fullmatch, table.column_names)):
-        found = ", ".join(table.column_names[:8]) or "none that matter"
+    columns = read_table(path, limits, _is_wanted)
+    if not columns.keys() >= _LONG_COLUMNS and not any(map(_COLUMN.fullmatch, columns)):
+        found = ", ".join(list(columns)[:8]) or "none that matter"
         raise PoseFileError(
             path, f"has the columns {found}, expected frame, type, landmark_index, x, y or x_pose_0 ..."
         )
-    with one_sentence(path, "a table of MediaPipe Holistic"):
-        return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def _unpacked(metadata: Any) -> int:
-    """Bytes that a parquet file says its pages have when they are unpacked."""
-    # To ask each column, as one would, ends the process where a file is damaged (pyarrow 26).
-    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return columns
 
 
 def _empty(path: FilePath, num_frames: int, size: int, limits: Limits) -> np.ndarray:
@@ -399,15 +373,14 @@ def _empty(path: FilePath, num_frames: int, size: int, limits: Limits) -> np.nda
 def _place_long(columns: Mapping[str, np.ndarray], empty: Callable[[int], np.ndarray]) -> np.ndarray:
     """Rows of landmarks to all points, (T, 553, 4)."""
     frames, rows = np.unique(_numbers(columns["frame"], "frame"), return_inverse=True)
-    parts = columns["type"].astype(str)
-    unknown = set(np.unique(parts)) - _FIRST.keys()
-    if unknown:
-        raise ValueError(f"type is {min(unknown)}, expected {', '.join(_FIRST)}")
+    order = {part: number for number, part in enumerate(_FIRST)}
+    parts = np.array([order.get(part, -1) for part in columns["type"].tolist()], np.int64)
+    if (parts < 0).any():
+        raise ValueError(f"type is {columns['type'][parts.argmin()]}, expected {', '.join(_FIRST)}")
     index = _numbers(columns["landmark_index"], "landmark_index").astype(np.int64)
-    counts = {part: len(points) for part, (_, points) in _PARTS.items()}
-    if not ((index >= 0) & (index < np.vectorize(counts.__getitem__, otypes=[np.int64])(parts))).all():
+    if not ((index >= 0) & (index < np.array([len(_PARTS[part][1]) for part in _FIRST])[parts])).all():
         raise ValueError("landmark_index is out of range")
-    points = np.vectorize(_FIRST.__getitem__, otypes=[np.int64])(parts) + index
+    points = np.array(list(_FIRST.values()))[parts] + index
     values = empty(len(frames))
     for axis, name in enumerate(("x", "y", "z", "visibility")):
         missing = 0.0 if name == "z" else 1.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .normalization_pose_tokenizer import interpolate
-from .skeleton_pose_tokenizer import Skeleton
+from .skeleton_pose_tokenizer import Skeleton, likely_layout
 
 FilePath = str | os.PathLike[str]
 
@@ -24,6 +24,7 @@ MAX_COORDINATE = 1e9
 # Resampling makes frames of a rate: a lie of the file must not make millions of them.
 MIN_FPS, MAX_FPS = 0.1, 10_000.0
 _MAX_REASON = 400  # characters
+_FRAMES_AT_ONCE = 4096
 
 
 class PoseDataError(ValueError):
@@ -161,7 +162,8 @@ def check_poses(path: FilePath, poses: np.ndarray, num_keypoints: int | None, ke
         raise PoseFileError(path, f"poses have shape {poses.shape}, expected 3 axes (frames, keypoints, values)")
     frames, keypoints, values = poses.shape
     if num_keypoints is not None and keypoints != num_keypoints:
-        raise PoseFileError(path, f"poses have {keypoints} keypoints, expected {num_keypoints}")
+        hint = likely_layout(keypoints)
+        raise PoseFileError(path, f"poses have {keypoints} keypoints, expected {num_keypoints}{hint}")
     if keypoint_dim is not None and values != keypoint_dim:
         raise PoseFileError(path, f"poses have {values} values per keypoint, expected {keypoint_dim}")
     if keypoints == 0 or values < 3:
@@ -211,9 +213,14 @@ def sample_frames(poses: np.ndarray, mask: np.ndarray, times: np.ndarray) -> tup
     Returns:
         Poses (T', N, D), and mask (T',): a new frame is as valid as the one nearest to it.
     """
-    confidence = poses[..., -1]
-    points, confidence, _ = interpolate(poses[..., :-1], confidence, confidence > 0, times)
-    sampled = np.concatenate([points, confidence[..., None]], -1).astype(poses.dtype)
+    sampled = np.empty((len(times), *poses.shape[1:]), poses.dtype)
+    for start in range(0, len(times), _FRAMES_AT_ONCE):  # in float64, of which few are in memory at a time
+        own = times[start : start + _FRAMES_AT_ONCE]
+        first = min(int(own[0]), len(poses) - 1)
+        part = poses[first : math.floor(own[-1]) + 2]
+        points, confidence, _ = interpolate(part[..., :-1], part[..., -1], part[..., -1] > 0, own - first)
+        sampled[start : start + len(own), :, :-1] = points
+        sampled[start : start + len(own), :, -1] = confidence
     return sampled, mask[nearest_frames(times, len(mask))]
 
 
@@ -373,6 +380,6 @@ def place_keypoints(path: FilePath, names: Sequence[str], poses: np.ndarray, lay
         raise PoseFileError(
             path,
             f"has {len(names)} keypoints, but lacks {len(lacking)} of the {layout.num_keypoints} of "
-            f"{layout.name or 'the layout'}, the first is {lacking[0]}",
+            f"{layout.name or 'the layout'}, the first is {lacking[0]}{likely_layout(len(names))}",
         )
     return poses[:, [place[name] for name in layout.keypoint_names]]

@@ -20,7 +20,7 @@ from datasets.distributed import split_dataset_by_node
 from huggingface_hub import HfFileSystem, snapshot_download
 
 from .augmentation import PoseAugmentation
-from .dataset import find_files, fit_length, normalise, spread_starts
+from .dataset import check_resampling, find_files, fit_length, normalise, spread_starts
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from .formats import (
     FilePath,
@@ -158,7 +158,9 @@ class PoseStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         broken = 0
         for file in files:
             try:
-                yield from _read_file(file, **self._expected)
+                sequences = _read_file(file, **self._expected)
+                check_resampling(file, self.feature_extractor, sequences)
+                yield from sequences
             except PoseFileError as error:
                 broken += 1
                 if broken > self._spare:

@@ -4,8 +4,10 @@
 python scripts/animate.py --input data/test/clip.npz --model runs/demo/model --output clip.gif
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 
 from modeling_pose_tokenizer.visualization import animate_file
 
@@ -20,12 +22,10 @@ def main() -> None:
     parser.add_argument("--y-up", action="store_true", help="the file's y axis points up, as in motion capture")
     parser.add_argument("--turn", type=float, default=0.0, help="degrees to turn poses in 3D about the vertical")
     args = parser.parse_args()
-    try:
-        animate_file(args.input, args.output, args.model, args.id, args.layout, args.y_up, args.turn)
-    except (ValueError, RuntimeError, OSError) as error:  # each says in a sentence what is wrong with which file
-        sys.exit(str(error))
+    animate_file(args.input, args.output, args.model, args.id, args.layout, args.y_up, args.turn)
     print(args.output)
 
 
 if __name__ == "__main__":
-    main()
+    # Each of the errors says in a sentence what is wrong with which file.
+    run_command(main, "nothing was written; the same command begins again.", ValueError, RuntimeError, OSError)

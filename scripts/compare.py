@@ -7,6 +7,9 @@ Reads sequences.jsonl beside each metrics.json (evaluate.py writes both). The fi
 with. `evaluate.py --model A --model B` does both steps.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
 import sys
 
@@ -25,11 +28,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.resamples < 1 or not 0 < args.confidence < 1 or args.seed < 0:
         parser.error("--resamples expects at least 1, --confidence a number between 0 and 1, --seed at least 0.")
+    comparison = compare(args.metrics, args.resamples, args.seed, args.confidence)
     try:
-        comparison = compare(args.metrics, args.resamples, args.seed, args.confidence)
         comparison.write(args.output)
-    except ComparisonError as error:
-        sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{args.output}: cannot be written ({error.strerror or error}); give a file you may write.")
     print(format_comparison(comparison))
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "nothing was written; the same command compares again.", ComparisonError)

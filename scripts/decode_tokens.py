@@ -11,8 +11,10 @@ line, on a canvas of 512 x 512 pixels. On a canvas the shoulders are a fifth of 
 half-way across and two fifths down: arms fit outstretched or raised, and the body down to the knees.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 
 from accelerate import PartialState
 
@@ -45,16 +47,14 @@ def main() -> None:
     if args.canvas is None and (args.shoulder_width is not None or args.center is not None):
         parser.error("--shoulder-width and --center go with --canvas.")
     options = {key: getattr(args, key) for key in ("split", "format", "fps", "repair", "batch_frames")}
-    try:
-        if args.canvas is not None:
-            width, height = args.canvas
-            options["canvas"] = Canvas(width, height, args.shoulder_width, args.center)
-        model, feature_extractor = load_pretrained(args.model, args.revision)
-        count = decode_tokens(model, feature_extractor, args.tokens, args.output, **options)
-    except (ValueError, ImportError) as error:  # each says in a sentence what is wrong
-        sys.exit(str(error))
+    if args.canvas is not None:
+        width, height = args.canvas
+        options["canvas"] = Canvas(width, height, args.shoulder_width, args.center)
+    model, feature_extractor = load_pretrained(args.model, args.revision)
+    count = decode_tokens(model, feature_extractor, args.tokens, args.output, **options)
     PartialState().print(f"{count} sequences: {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "the files that are there are whole; the same command decodes all again."
+    run_command(main, stopped, ValueError, ImportError)  # each says in a sentence what is wrong

@@ -11,8 +11,10 @@ OUTPUT/report/index.html, a page that opens without a network, and pictures in O
 With several --model each has a folder OUTPUT/NAME, and OUTPUT/comparison.json compares the others with the first.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,15 +47,12 @@ def main() -> None:
     options = vars(args)
     models, output = options.pop("model"), Path(options.pop("output"))
     folders = [output / name for name in name_paths(models)] if len(models) > 1 else [output]
-    try:
-        for model, folder in zip(models, folders, strict=True):
-            evaluate(model, folder, options)
-        if len(models) > 1 and PartialState().is_main_process:
-            comparison = compare([folder / "metrics.json" for folder in folders])
-            comparison.write(output / "comparison.json")
-            print(f"{format_comparison(comparison)}\nfigures: {output / 'comparison.json'}")
-    except (ModelFolderError, PoseDataError, OutputError, ComparisonError) as error:
-        sys.exit(str(error))
+    for model, folder in zip(models, folders, strict=True):
+        evaluate(model, folder, options)
+    if len(models) > 1 and PartialState().is_main_process:
+        comparison = compare([folder / "metrics.json" for folder in folders])
+        comparison.write(output / "comparison.json")
+        print(f"{format_comparison(comparison)}\nfigures: {output / 'comparison.json'}")
 
 
 def evaluate(model: str, folder: Path, options: dict) -> None:
@@ -66,4 +65,5 @@ def evaluate(model: str, folder: Path, options: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "metrics.json is written last; the same command measures again."
+    run_command(main, stopped, ModelFolderError, PoseDataError, OutputError, ComparisonError)

@@ -8,8 +8,10 @@ with --streaming also step_encoder.onnx and step_decoder.onnx, of one code step 
 layout, normalisation and rates as metadata. `modeling_pose_tokenizer.runtime` runs the ONNX files without torch.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 
 from modeling_pose_tokenizer.export import SUFFIXES, ExportError, export_model
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
@@ -24,18 +26,15 @@ def main() -> None:
     parser.add_argument("--num-quantizers", type=int, metavar="L", help="residual levels (default: all of them)")
     parser.add_argument("--streaming", action="store_true", help="also single steps; ONNX of a causal model")
     args = parser.parse_args()
-    try:
-        model, feature_extractor = load_pretrained(args.model, args.revision)
-        differences = export_model(
-            model,
-            feature_extractor,
-            args.output,
-            format=args.format,
-            num_quantizers=args.num_quantizers,
-            streaming=args.streaming,
-        )
-    except (ModelFolderError, ExportError) as error:
-        sys.exit(str(error))
+    model, feature_extractor = load_pretrained(args.model, args.revision)
+    differences = export_model(
+        model,
+        feature_extractor,
+        args.output,
+        format=args.format,
+        num_quantizers=args.num_quantizers,
+        streaming=args.streaming,
+    )
     for name, difference in differences.items():
         print(
             f"{name}: {difference.flipped} of {difference.codes} codes differ, values by up to {difference.values:.1e}"
@@ -44,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "only files that passed their check are kept; the same command exports again."
+    run_command(main, stopped, ModelFolderError, ExportError)

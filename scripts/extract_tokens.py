@@ -10,8 +10,10 @@ OUTPUT/rejected.jsonl, the same whatever the number of processes. They may run o
 and the cache. A run that was killed continues where it stopped when the same command is given again.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 
 from accelerate import PartialState
 
@@ -43,22 +45,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.shard_frames < 1 or (args.batch_frames is not None and args.batch_frames < 1):
         parser.error("--shard-frames and --batch-frames expect at least 1.")
-    try:
-        model, feature_extractor = load_pretrained(args.model, args.revision)
-        dataset = PoseDataset(
-            args.data,
-            args.split,
-            feature_extractor=feature_extractor,
-            strict=args.strict,
-            max_rejected=args.max_rejected,
-            cache_dir=args.cache_dir,
-            num_proc=args.num_proc,
-        )
-        manifest = extract_tokens(
-            model, dataset, args.output, shard_frames=args.shard_frames, batch_frames=args.batch_frames
-        )
-    except (ModelFolderError, PoseDataError, TokenFolderError) as error:
-        sys.exit(str(error))
+    model, feature_extractor = load_pretrained(args.model, args.revision)
+    dataset = PoseDataset(
+        args.data,
+        args.split,
+        feature_extractor=feature_extractor,
+        strict=args.strict,
+        max_rejected=args.max_rejected,
+        cache_dir=args.cache_dir,
+        num_proc=args.num_proc,
+    )
+    manifest = extract_tokens(
+        model, dataset, args.output, shard_frames=args.shard_frames, batch_frames=args.batch_frames
+    )
     counts = manifest["splits"][args.split]
     PartialState().print(
         f"{counts['sequences']} sequences, {counts['frames']} frames -> {counts['tokens']} tokens"
@@ -67,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "the shards that are complete stay; the same command goes on from there."
+    run_command(main, stopped, ModelFolderError, PoseDataError, TokenFolderError)

@@ -14,6 +14,9 @@ is said on standard error, with file and frame. --check writes no data, and its 
 something; a conversion warns and goes on.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -58,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace the splits that the output already has")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     options = vars(parser.parse_args())
@@ -67,23 +70,18 @@ def main() -> None:
         parser.error("expected --output DIR, or --check")
     options["limits"] = Limits(*(options.pop(f"max_{name}") for name in ("array_bytes", "text_bytes", "ratio")))
     options["layout"] = None if options["layout"] == "any" else options["layout"]
-    try:
-        if only_check:
-            sys.exit(check(options, report))
-        splits = {split: what for split in ("val", "test") if (what := options.pop(f"split.{split}"))}
-        data = prepare_data(options.pop("input"), options.pop("output"), splits=splits, **options)
-        write_report(data.check, report)
-    except (ValueError, ImportError) as error:  # each says in a sentence what is wrong
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("Stopped: the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    if only_check:
+        return check(options, report)
+    splits = {split: what for split in ("val", "test") if (what := options.pop(f"split.{split}"))}
+    data = prepare_data(options.pop("input"), options.pop("output"), splits=splits, **options)
+    write_report(data.check, report)
     print(data.table())
     for note in data.notes:
         print(note)
     if data.rejected:
         print(f"{len(data.rejected)} files were left out: see rejected.jsonl.")
     warn(data.check, MOST_WARNINGS)
+    return 0
 
 
 def check(options: dict[str, Any], report: str | None) -> int:
@@ -122,4 +120,5 @@ def warn(check: PlausibilityCheck, most: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "what is converted is kept, and the same command goes on from here."
+    run_command(main, stopped, ValueError, ImportError)  # each says in a sentence what is wrong

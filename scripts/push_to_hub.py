@@ -23,14 +23,17 @@ limits: >-
 training: run/config.yaml         # if it is not config.yaml
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import argparse
-import sys
 from pathlib import Path
 
 from modeling_pose_tokenizer.cards import CardError, is_filled, make_model_card
 from modeling_pose_tokenizer.extraction import TokenFolderError
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.publishing import PublishError, push_model, push_tokens
+from modeling_pose_tokenizer.sequences import replacing
 
 ROOT = Path(__file__).parents[1]
 FOR_MODELS, FOR_TOKENS = ("data_card", "card", "plain_card"), ("license", "made_by")
@@ -59,10 +62,7 @@ def main() -> None:
     for name in FOR_MODELS if args.model is None else FOR_TOKENS:
         if getattr(args, name):
             parser.error(f"--{name.replace('_', '-')} goes with {'--model' if args.model is None else '--tokens'}.")
-    try:
-        print(publish_model(args) if args.model is not None else publish_tokens(args))
-    except (CardError, ModelFolderError, TokenFolderError, PublishError) as error:
-        sys.exit(str(error))
+    print(publish_model(args) if args.model is not None else publish_tokens(args))
 
 
 def publish_model(args: argparse.Namespace) -> str:
@@ -77,7 +77,8 @@ def publish_model(args: argparse.Namespace) -> str:
     if args.card is None:
         return push_model(args.model, args.repo_id, card=text, private=args.private, revision=args.revision)
     try:
-        Path(args.card).write_text(str(text), encoding="utf-8")
+        with replacing(Path(args.card)) as temporary:
+            temporary.write_text(str(text), encoding="utf-8")
     except OSError as error:
         raise CardError(f"{args.card}: cannot be written ({error.strerror or error}).") from error
     return str(args.card)
@@ -97,4 +98,5 @@ def publish_tokens(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    stopped = "the repository has all of the commit or nothing of it; the same command commits again."
+    run_command(main, stopped, CardError, ModelFolderError, TokenFolderError, PublishError)

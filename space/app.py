@@ -191,7 +191,10 @@ class Codec:
             expected = {"num_keypoints": self.config.num_keypoints, "keypoint_dim": self.config.keypoint_dim}
             sequences = read_npz(path, **expected, max_bytes=MAX_BYTES)
         sequence = sequences[0]
-        frames = self.feature_extractor.resampled_length(len(sequence.poses), sequence.fps)
+        try:
+            frames = self.feature_extractor.resampled_length(len(sequence.poses), sequence.fps)
+        except ValueError as error:  # its frame rate would make far too many
+            raise PoseFileError(path, str(error)) from None
         if max(frames, len(sequence.poses)) > MAX_FRAMES:
             rate = f", which are {frames} at the model's frame rate" if frames != len(sequence.poses) else ""
             raise PoseFileError(

@@ -76,6 +76,43 @@ def parquet(path: Path, columns: dict[str, Any], **options: Any) -> None:
     pyarrow.parquet.write_table(pa.table(columns), path, **options)
 
 
+def zigzag(value: int) -> bytes:
+    """A whole number as thrift's compact protocol has it."""
+    value, made = 2 * value, b""
+    while value > 127:
+        value, made = value >> 7, made + bytes([value & 127 | 128])
+    return made + bytes([value])
+
+
+def lying_page(path: Path, real: int, says: int | None = None) -> None:
+    """A table whose one page unpacks to `real` bytes and whose footer knows of 32; the page may say another number."""
+    buffer = io.BytesIO()
+    table = pa.table({"x_pose_0": [1.0, 2.0, 3.0, 4.0]})
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", use_dictionary=False, write_statistics=False)
+    column = pyarrow.parquet.ParquetFile(buffer).metadata.row_group(0).column(0)
+    whole, packed = buffer.getvalue(), column.total_compressed_size
+    chunk, footer = whole[4 : 4 + packed], whole[4 + packed : -8]
+    page = pa.compress(bytes(real), "zstd", asbytes=True)
+    assert chunk.startswith(b"\x15\x00\x15")  # the header: kind of the page, its size, its packed size
+    after = next(k for k in range(3, 9) if chunk[k] == 0x15 and chunk[k - 1] < 128)
+    rest = next(k for k in range(after + 1, after + 7) if chunk[k] < 128) + 1
+    header_end = chunk.index(b"\x28\xb5\x2f\xfd")  # zstd
+    sizes = b"\x15" + zigzag(real if says is None else says) + b"\x15" + zigzag(len(page))
+    made = chunk[:2] + sizes + chunk[rest:header_end] + page
+    old, new = (b"\x16" + zigzag(size) + b"\x26\x08" for size in (packed, len(made)))
+    assert footer.count(old) == 1
+    footer = footer.replace(old, new)
+    path.write_bytes(b"PAR1" + made + footer + struct.pack("<I", len(footer)) + b"PAR1")
+
+
+def repeated_text(path: Path, name: str, length: int, rows: int) -> None:
+    """A column of one long text, which the file holds once."""
+    texts = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["a" * length])
+    numbers = {key: np.zeros(rows) for key in ("frame", "landmark_index", "x", "y")}
+    table = {"type": ["pose"] * rows, **numbers, name: texts}
+    parquet(path, table, store_schema=False, compression="none")
+
+
 class Payload:
     """Calls a function when it is unpickled."""
 
@@ -226,6 +263,28 @@ FILES: dict[str, Hostile] = {
         "a.parquet",
         lambda path: parquet(path, {"x_pose_0": [1.0], "type": ["a" * 30_000_000]}, compression="zstd"),
         "more than the limit of 200 for each",
+    ),
+    "page of parquet that is a bomb": Hostile(
+        "a.parquet", lambda path: lying_page(path, 2**28), "more than the limit"
+    ),
+    "page of parquet that says 2 GiB": Hostile(
+        "a.parquet", lambda path: lying_page(path, 99, 2**31 - 1), "more than the limit of 200 for each"
+    ),
+    "text of parquet again and again": Hostile(
+        "a.parquet", lambda path: repeated_text(path, "type", 10**6, 20_000), "a text of 1000000 characters"
+    ),
+    "ids of parquet again and again": Hostile(
+        "a.parquet", lambda path: repeated_text(path, "sequence_id", 10**6, 20_000), "a text of 1000000 characters"
+    ),
+    "lists in parquet": Hostile(
+        "a.parquet",
+        lambda path: parquet(path, {"x_pose_0": pa.ListArray.from_arrays([0, 2 * 10**7], np.zeros(2 * 10**7))}),
+        "x_pose_0 holds list<element: double>, expected numbers",
+    ),
+    "long text in CSV": Hostile(
+        "a.csv",
+        text("frame,type,landmark_index,x,y\n0," + "a" * 100_000 + ",0,1,1\n" + "0,pose,0,1,1\n" * 30_000),
+        "a text of 100000 characters",
     ),
     "bomb of frames": Hostile(
         "a.json", text('[{"pose_landmarks": null}' + ", {}" * 50_000 + "]"), "50001 frames declares"
@@ -398,7 +457,16 @@ YAML: dict[str, tuple[str, str]] = {
         "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 99)),
         "unknown key a0",
     ),
-    "nested deeply": ("[" * 50_000, "nested too deeply"),
+    "nested deeply": ("[" * 30_000, "nested too deeply"),
+    "nested just as deeply": ("- " * 16_000, "nested too deeply"),
+    "many keys": ("".join(f"k{number}: 1\n" for number in range(3500)), "unknown key k0"),
+    "many numbers": (f"model: {{hidden_size: [{'1, ' * 10_000}]}}\n", "model.hidden_size is"),
+    "a megabyte": ("#" * 2**20, "has 1048576 bytes; expected a file of at most 32768"),
+    "a billion channels": (
+        "model: {hidden_size: 1000000000}\n",
+        "model: hidden_size is 1000000000; expected",
+    ),
+    "a list for a key": ("model: {[1, 2]: 3}\n", "is not valid YAML"),
     "not text": ("\x00\x01", "is not valid YAML"),
     "list": ("- a\n- b\n", "holds a list; expected sections"),
     "two documents": ("model: {}\n---\nmodel: {}\n", "is not valid YAML"),

@@ -26,12 +26,13 @@ from modeling_pose_tokenizer.formats import (
     make_sequence,
     read_npz,
     read_pose,
+    read_sequences,
     write_npz,
     write_rejected,
     write_shard,
 )
 from modeling_pose_tokenizer.pose_files import IBUG_MESH_POINTS
-from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
+from modeling_pose_tokenizer.skeleton_pose_tokenizer import SKELETONS, get_skeleton
 
 N, D = 5, 3
 
@@ -254,6 +255,19 @@ def test_headers_alone_tell(case: str, tmp_path: Path) -> None:
     make(tmp_path / "clip.npz")
     with pytest.raises(PoseFileError, match=reason.replace("(", r"\(").replace(")", r"\)")):
         check_npz(tmp_path / "clip.npz", num_keypoints=N, keypoint_dim=D)
+
+
+@pytest.mark.parametrize("count", [133, 178, 543])
+def test_another_layout_is_refused_with_the_likely_one(count: int, tmp_path: Path) -> None:
+    """By whoever reads it: preparing, training, checking of headers."""
+    path, likely = tmp_path / "a.npz", {skeleton.num_keypoints: name for name, skeleton in SKELETONS.items()}[count]
+    save(path, poses=make_poses(2, count))
+    says = rf"poses have {count} keypoints, expected 17 \({count} keypoints: this looks like {likely}\)$"
+    for read in (read_npz, check_npz):
+        with pytest.raises(PoseFileError, match=says):
+            read(path, num_keypoints=17)
+    with pytest.raises(PoseFileError, match=says):
+        read_sequences(path, layout=SKELETONS["coco_17"])
 
 
 def test_keypoints_need_a_confidence(tmp_path: Path) -> None:

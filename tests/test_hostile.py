@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -21,37 +22,52 @@ from accelerate import Accelerator
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from hostile import FILES, FOLDERS, GOOD, MARK, SEEDS, YAML, Hostile, npz_bytes, poses
+from hostile import FILES, FOLDERS, GOOD, MARK, SEEDS, YAML, Hostile, N, npz_bytes, poses
 from modeling_pose_tokenizer import dataset as dataset_module
 from modeling_pose_tokenizer.checkpoints import newest_state
 from modeling_pose_tokenizer.dataset import PoseDataset
 from modeling_pose_tokenizer.feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from modeling_pose_tokenizer.formats import PoseFileError, read_sequences
+from modeling_pose_tokenizer.formats import PoseDataError, PoseFileError, read_sequences
 from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.presets import RunConfigError, load_run_config
 from modeling_pose_tokenizer.sequences import one_line
+from modeling_pose_tokenizer.shards import PoseStream
 from motions import ASF
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
-# Reads each file in a process that may have 1 GiB beyond what its libraries take.
+# A command that converts it writes 200 MB, too.
+MOST_SECONDS = {"a million frames": 3}
+# Reads each file and looks at it, in a process that may have 1 GiB beyond what its libraries take.
 READER = """
-import io, json, resource, sys, time
+import io, json, os, resource, sys, time
+import numpy as np
 import pyarrow.csv, pyarrow.parquet, pose_format, pybvh
 pyarrow.csv.read_csv(io.BytesIO(b"a\\n1\\n"))  # starts its threads, whose stacks count
 from modeling_pose_tokenizer.formats import PoseFileError, read_sequences
+from modeling_pose_tokenizer.plausibility import PlausibilityCheck
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 layout = get_skeleton("coco_17")
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
+def memory(name):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
 for path in json.load(sys.stdin):
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    if os.path.isfile(path) and os.path.getsize(path) > 2**24:
+        np.ones(2**29, np.uint8)  # large pages, which take a virtual machine long when it first needs them
+    print(5, file=open("/proc/self/clear_refs", "w"), flush=True)  # the peak is counted from here
+    before, started = memory("VmRSS"), time.process_time()
     try:
-        says = [len(sequence.poses) for sequence in read_sequences(path, layout=layout)]
+        sequences = read_sequences(path, layout=layout)
+        says = [len(sequence.poses) for sequence in sequences]
+        check = PlausibilityCheck(layout)
+        for sequence in sequences:
+            check.add(path, sequence)
     except PoseFileError as error:
         says = str(error)
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([path, says, time.process_time() - started, more * 1024]), flush=True)
+    sequences = sequence = None
+    print(json.dumps([path, says, time.process_time() - started, memory("VmHWM") - before]), flush=True)
 """
 
 
@@ -67,6 +83,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: Any) -> Any:
     except SystemExit as error:
         return error.code
     return 0
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def assert_sentence(says: str, path: Path | str, expected: str) -> None:
@@ -121,8 +142,7 @@ def test_the_reader_says_what_is_wrong(case: str, readings: dict[str, Any]) -> N
         assert isinstance(says, str), f"it was read: {says}"
         assert_sentence(says, path_named(case, Path(path)), expected)
         assert "MemoryError" not in says
-    assert seconds < 5  # under one on a quiet machine; a hang is what this finds
-    assert memory < 6 * 2**27
+    assert seconds < 1 and memory < (2**26 if "parquet" in case else 2**29)
 
 
 @pytest.mark.parametrize("case", FILES | FOLDERS)
@@ -138,7 +158,9 @@ def test_the_command_says_what_is_wrong(
     source = path if case in FOLDERS else path.parent
     options = ["--layout", "any"] if case.startswith("mixed") else ["--layout", "coco_17"]
     options += ["--split-by", "prefix", "--strict", "--num-proc", "1", "--output", tmp_path / "out"]
+    started = cpu_seconds()
     code = run(monkeypatch, "--input", source, *options)
+    assert cpu_seconds() - started < MOST_SECONDS.get(case, 1)
     assert "Traceback" not in capfd.readouterr().err
     written = {name for name in listing(tmp_path) - before if not name.startswith("out/")} - {"out"}
     assert not written and before <= listing(tmp_path)
@@ -193,11 +215,62 @@ def test_limits_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "bytes, more than the limit of 50" in (tmp_path / "3" / "rejected.jsonl").read_text()
 
 
-def test_a_frame_rate_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "slow.npz").write_bytes(npz_bytes(poses=poses(1000), fps=0.1))
+# Frames, their fps, the fps asked for, what is said.
+RATES = [
+    (
+        1000,
+        0.1,
+        5000,
+        "1000 frames at 0.1 fps are 49950001 at 5000, which declares 10189800204 bytes of data, more than",
+    ),
+    (10, 0.1, 10_000, "10 frames at 0.1 fps are 900001 at 10000, which declares 183600204 bytes of data in 2040"),
+    (200_000, 0.1, 25, "200000 frames at 0.1 fps are 49999751 at 25, which declares 10199949204 bytes of data, more"),
+]
+
+
+@pytest.mark.parametrize(("frames", "fps", "wanted", "expected"), RATES)
+def test_a_frame_rate_is_no_bomb(
+    frames: int, fps: float, wanted: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.npz").write_bytes(npz_bytes(poses=np.ones((frames, N, 3), np.uint8), fps=fps))
     base = ["--input", tmp_path / "slow.npz", "--layout", "coco_17", "--split-by", "prefix", "--strict"]
-    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", 5000)
-    assert_sentence(says, tmp_path / "slow.npz", "50000000 frames at 5000 fps declares 10200000000 bytes of data")
+    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", wanted)
+    assert_sentence(says, tmp_path / "slow.npz", expected)
+    says = run(monkeypatch, *base, "--output", tmp_path / "out", "--fps", 1e9)
+    assert says == "fps is 1e+09, expected a number from 0.1 to 10000."
+
+
+@pytest.mark.parametrize("frames", [1000, 200_000])
+def test_a_frame_rate_is_no_bomb_in_training(frames: int, tmp_path: Path) -> None:
+    """Neither in a folder of files nor in a stream, whatever prepared them."""
+    many_files(tmp_path / "train", 3)
+    (tmp_path / "train" / "slow.npz").write_bytes(npz_bytes(poses=np.ones((frames, N, 3), np.uint8), fps=0.1))
+    options: dict[str, Any] = {"feature_extractor": PoseFeatureExtractor("coco_17"), "max_rejected": 0.5}
+    many = (frames - 1) * 25 / float(np.float32(0.1))
+    expected = f"{frames} frames at 0.1 fps would become {many:.0f} at 25; expected {200 * frames} at most"
+    dataset = PoseDataset(tmp_path, cache_dir=tmp_path / "cache", **options)
+    (row,) = dataset.rejected
+    assert row["path"] == str(tmp_path / "train" / "slow.npz") and expected in row["reason"] and len(dataset.ids) == 3
+    with pytest.warns(UserWarning, match=re.escape(expected)):
+        assert len(list(PoseStream(tmp_path, **options))) == 3
+    with pytest.raises(PoseDataError, match=re.escape(f"{row['path']}: {expected}")):
+        list(PoseStream(tmp_path, **options | {"max_rejected": 0, "strict": True}))
+
+
+def test_resampling_takes_the_memory_of_what_it_makes(tmp_path: Path) -> None:
+    """400,000 frames from 20,000, in a process that may have as much again as they take."""
+    program = """
+import resource, sys
+import numpy as np
+from modeling_pose_tokenizer.conversion import resample
+from modeling_pose_tokenizer.sequences import PoseSequence
+sequence = PoseSequence("a", np.ones((20_000, 133, 3), np.float32), np.ones(20_000, bool), 1.0)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+made = 400_000 * 133 * 3 * 4
+resource.setrlimit(resource.RLIMIT_AS, (size + made + 2**26, size + made + 2**26))
+assert resample(sequence, 20.0).poses.nbytes > 0.99 * made
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
@@ -305,7 +378,7 @@ def test_a_preset_says_what_is_wrong(case: str, tmp_path: Path, monkeypatch: pyt
         load_run_config(["--config", str(path)]).model_config()
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert "run.yaml" in str(error.value) or expected.startswith("model: ")
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 1
     assert listing(tmp_path) == {"run.yaml"}
 
 
@@ -441,7 +514,7 @@ def assert_refused_or_read(case: tuple[str, bytes], folder: Path) -> None:
         for sequence in sequences:
             assert np.isfinite(sequence.poses).all() and sequence.mask.any()
             assert len(sequence.poses) == len(sequence.mask) and sequence.poses.dtype == np.float32
-    assert time.process_time() - started < 5  # as above
+    assert time.process_time() - started < 1
     path.unlink()
     assert listing(folder) == {"01.asf"}
 

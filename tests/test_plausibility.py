@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_pose_tokenizer.plausibility import KINDS, MAX_KEPT, Histogram, PlausibilityCheck
+from modeling_pose_tokenizer import plausibility_tracks
+from modeling_pose_tokenizer.plausibility import KINDS, MAX_KEPT, PlausibilityCheck
+from modeling_pose_tokenizer.plausibility_tracks import Histogram
 from modeling_pose_tokenizer.sequences import PoseFileError, PoseSequence
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 
@@ -93,6 +95,11 @@ WRONG = {
         1,
         r"51% of the frames repeat .* 12\.3 fps were recorded",
     ),
+    "frame rate by interpolation": (
+        lambda poses: (poses[np.arange(T) // 2] + poses[(np.arange(T) + 1) // 2]) / 2,
+        1,
+        r"5\d% of the frames lie just half-way .* interpolated, not recorded",
+    ),
     "teleporting hand": (move_hand, 23, r"the right hand jumps 2\.\d shoulder widths .* \(2 such jumps\)"),
 }
 
@@ -102,7 +109,7 @@ def test_what_is_wrong_with_a_sequence_is_told_with_its_frame(name: str) -> None
     change, frame, sentence = WRONG[name]
     check = PlausibilityCheck(LAYOUT)
     problems = check.add("set/clip.npz", changed(change))
-    kind = name.removesuffix(" of the body")
+    kind = name.removesuffix(" of the body").removesuffix(" by interpolation")
     assert {problem.kind for problem in problems} == {kind}  # and nothing else is
     (problem,) = (own for own in problems if re.search(sentence, own.sentence))
     assert problem.frame == frame
@@ -154,10 +161,12 @@ def test_what_is_missing_is_no_problem(missing: str) -> None:
         (changed(times(0.001, 0.001)), "mixed units", "its coordinates are under 10, those of 24"),
         (changed(times(-1, 1)), "left and right", "mirrored against 24 files"),
         (changed(exchange_sides), "left and right", "mirrored against 24 files"),
-        (changed(lambda poses: None, fps=240.0), "frame rate", r"moves \d+\.\d times faster than half of the 25"),
+        (changed(lambda poses: None, fps=240.0), "frame rate", r"turns \d+\.\d times faster than half of the 25"),
+        (changed(lambda poses: None, fps=100.0), "frame rate", r"turns [34]\.\d times faster than half of the 25"),
+        (changed(lambda poses: None, fps=6.25), "frame rate", r"turns [34]\.\d times slower than half of the 25"),
         (changed(lambda poses: None, fps=1000.0), "frame rate", "fps is 1000, expected 5 to 250"),
     ],
-    ids=["normalised", "mirror image", "all sides", "ten times too fast", "no such rate"],
+    ids=["normalised", "mirror image", "all sides", "ten times too fast", "four times", "a quarter", "no such rate"],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_of_a_set(odd: PoseSequence, kind: str, sentence: str) -> None:
     check = PlausibilityCheck(LAYOUT)
@@ -166,6 +175,31 @@ def test_what_is_wrong_with_a_file_of_a_set(odd: PoseSequence, kind: str, senten
     check.add("odd/clip.npz", odd)
     assert {(problem.path, problem.kind) for problem in check.problems} == {("odd/clip.npz", kind)}
     assert re.search(sentence, check.problems[0].sentence)
+
+
+def test_a_hand_that_waves_goodbye_is_no_wrong_rate() -> None:
+    """It turns quickly, and everything else is still."""
+    waving = person()
+    waving.poses[..., :2] = waving.poses[0, :, :2] + np.random.default_rng(0).normal(0, 0.05, (T, 133, 2))
+    waving.poses[:, LEFT_HAND[0], 0] += 40 * np.sin(np.arange(T) * 1.5)
+    check = PlausibilityCheck(LAYOUT)
+    for seed in range(24):
+        check.add("good.npz", person(seed))
+    check.add("waving.npz", waving)
+    assert check.problems == []
+
+
+def test_a_very_long_sequence_is_looked_at_in_excerpts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the frames' own numbers; that an excerpt ends is no jump."""
+    monkeypatch.setattr(plausibility_tracks, "MAX_KEYPOINTS", 133 * 32 * 30)
+    poses = np.concatenate([person(seed).poses for seed in range(40)])  # 2400 frames, of which 960 are looked at
+    long = PoseSequence("clip", poses, np.ones(len(poses), bool), 25.0)
+    check = PlausibilityCheck(LAYOUT)
+    assert check.add("clip.npz", long) == []
+    poses[-20, RIGHT_HAND, 0] += 600
+    (problem,) = check.add("clip.npz", long)
+    assert problem.frame == len(poses) - 20 and problem.kind == "teleporting hand"
+    assert check.frames == 2 * 2400 and check.possible["body"] == 2 * 32 * 29 * 23
 
 
 def test_two_checks_merge_to_the_one_that_saw_everything() -> None:
@@ -214,7 +248,7 @@ def test_the_report_is_one_page_in_which_no_name_is_code(tmp_path: Path) -> None
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "&lt;script&gt;alert(1)" in page and "<script" not in page
     assert not re.search(r"https?:|src=|url\(|nan", page)
-    assert page.count("<svg") == page.count("</svg>") == 7
+    assert page.count("<svg") == page.count("</svg>") == 8
     assert "teleporting hand" in page and "2 sequences, 120 frames, coco_wholebody_133" in page
     assert all(kind in check.table() for kind in KINDS)
     PlausibilityCheck().write_report(tmp_path / "empty.html")  # of no data at all

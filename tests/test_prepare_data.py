@@ -353,7 +353,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "another layout": ({"layout": "phoenix_50"}, "14 of 14 files .* poses have 17 keypoints, expected 50"),
     "unknown layout": ({"layout": "coco_71"}, "Did you mean 'coco_17'"),
     "another D": ({"keypoint_dim": 4}, "poses have 3 values per keypoint, expected 4"),
-    "no frame rate": ({"fps": 0.0}, "fps is 0.0"),
+    "no frame rate": ({"fps": 0.0}, "fps is 0, expected a number from 0.1 to 10000"),
     "no shards": ({"shards": 0}, "shards is 0"),
     "endless frame rate": ({"fps": float("inf")}, "fps is inf"),
     "no share": ({"max_rejected": float("nan")}, "max_rejected is nan, expected a share from 0 to 1"),
@@ -543,7 +543,7 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert err.splitlines()[-1] == "Stopped: the same command goes on from here."
+    assert err.splitlines()[-1] == "Stopped: what is converted is kept, and the same command goes on from here."
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -237,6 +238,19 @@ def test_token_folders_never_run(
     with pytest.raises(SystemExit, match="is not a Parquet file"):
         run_script(monkeypatch, "decode_tokens.py", model=corpus / "model", tokens=tokens, output=tmp_path / "out")
     assert not marker.exists()
+
+
+def test_a_shard_of_endless_codes_is_no_bomb(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that stand for the same code twenty million times."""
+    shard = min((corpus / "tokens").glob("*.parquet"))
+    table, count = pq.read_table(shard).slice(0, 1), 20_000_000
+    codes = pa.ListArray.from_arrays([0, 1], pa.ListArray.from_arrays([0, count], pa.array(np.zeros(count, np.int16))))
+    (tmp_path / "tokens").mkdir()
+    bomb = tmp_path / "tokens" / shard.name
+    pq.write_table(table.set_column(table.schema.get_field_index("codes"), "codes", codes), bomb, compression="zstd")
+    assert bomb.stat().st_size < 200_000
+    with pytest.raises(SystemExit, match=rf"{shard.name}: the shard declares 16\d+ bytes .* than the limit of 200"):
+        run_script(monkeypatch, "decode_tokens.py", model=corpus / "model", tokens=bomb, output=tmp_path / "out")
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

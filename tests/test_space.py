@@ -142,6 +142,7 @@ def bad_files(folder):
     np.savez(folder / "none.npz", poses=np.ones((0, 133, 3), np.float32))
     np.savez(folder / "long.npz", poses=np.ones((frames, 133, 3), np.float32))
     np.savez(folder / "slow.npz", poses=np.ones((99, 133, 3), np.float32), fps=0.1)
+    np.savez(folder / "slower.npz", poses=np.ones((36, 133, 3), np.float32), fps=0.1)
     np.savez(folder / "hostile.npz", **{HOSTILE: np.zeros(3)})
     np.savez_compressed(folder / "bomb.npz", poses=np.zeros((50_000, 133, 3), np.float32))
     (folder / "broken.npz").write_bytes(b"PK\3\4 and no more")
@@ -154,7 +155,8 @@ def bad_files(folder):
         "layout.npz": "178 keypoints, expected 133",
         "none.npz": "0 frames",
         "long.npz": f"{frames} frames, expected at most {frames - 1}",
-        "slow.npz": "at the model's frame rate, expected at most",
+        "slow.npz": "99 frames at 0.1 fps would become 24500 at 25; expected 19800 at most",
+        "slower.npz": "has 36 frames, which are 8751 at the model's frame rate, expected at most 3600",
         "hostile.npz": "no array named poses",
         "bomb.npz": "more than the limit",
         "broken.npz": "is not an npz file",

@@ -29,6 +29,9 @@ the data ends it before anything is written, with one sentence and exit code 1.
 fails is said at the end, with the command that repeats it and exit code 1.
 """
 
+from modeling_pose_tokenizer.commands import run_command  # before all else: it answers Ctrl-C
+
+# isort: split
 import gc
 import math
 import os
@@ -299,4 +302,5 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    stopped = "the same command begins again, from the newest checkpoint if there is one."
+    run_command(lambda: main(sys.argv[1:]), stopped)
