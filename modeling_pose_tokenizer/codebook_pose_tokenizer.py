@@ -9,6 +9,8 @@ import torch
 ROWS_PER_CHUNK = 128
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
+# Below so many scores one pass of torch.argmin is over before the operations of two levels have begun.
+FEW_SCORES = 2**14
 
 
 def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -25,18 +27,20 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """
     square_norms = codebook.square().sum(-1)[:, None]  # (G, 1, K)
     transposed = codebook.transpose(1, 2)
-    num_codes = codebook.shape[1]
+    groups, count, num_codes = *vectors.shape[:2], codebook.shape[1]
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a chunk loop would freeze M
-    if traced or vectors.device.type != "cpu" or num_codes % CODES_PER_BLOCK:
+    few = traced or vectors.device.type != "cpu" or groups * count * num_codes <= FEW_SCORES
+    if few or num_codes % CODES_PER_BLOCK:
         return torch.baddbmm(square_norms, vectors, transposed, alpha=-2).argmin(-1)
     codes = torch.empty(vectors.shape[:2], dtype=torch.long)
-    for start in range(0, vectors.shape[1], ROWS_PER_CHUNK):
+    for start in range(0, count, ROWS_PER_CHUNK):
         chunk = slice(start, start + ROWS_PER_CHUNK)
         scores = torch.baddbmm(square_norms, vectors[:, chunk], transposed, alpha=-2)
-        blocks = scores.unflatten(-1, (-1, CODES_PER_BLOCK))  # (G, m, K / 32, 32)
-        block = blocks.amin(-1).argmin(-1, keepdim=True)  # (G, m, 1)
-        inside = blocks.take_along_dim(block[..., None], 2)[..., 0, :].argmin(-1)
-        codes[:, chunk] = block[..., 0] * CODES_PER_BLOCK + inside
+        blocks = scores.view(-1, num_codes // CODES_PER_BLOCK, CODES_PER_BLOCK)  # (G m, K / 32, 32)
+        block = blocks.amin(-1).argmin(-1)  # (G m,)
+        places = torch.arange(len(blocks)) * blocks.shape[1] + block
+        inside = blocks.flatten(0, 1).index_select(0, places).argmin(-1)
+        codes[:, chunk] = (block * CODES_PER_BLOCK + inside).view(groups, -1)
     return codes
 
 
@@ -101,19 +105,18 @@ def code_statistics(
         vectors (`torch.Tensor` of shape `(G, M, d)`): What was looked up.
         codes (`torch.LongTensor` of shape `(G, M)`): What was found.
         num_codes (`int`): K.
-        weight (`torch.Tensor` of shape `(G, M)`, *optional*): 1 where the vector counts, 0 elsewhere.
+        weight (`torch.BoolTensor` of shape `(G, M)`, *optional*): Where the vector counts.
 
     Returns:
         `(counts (G, K), sums (G, K, d))`.
     """
     groups, count, dim = vectors.shape
-    offset = torch.arange(groups, device=codes.device)[:, None] * num_codes
-    flat = (codes + offset).reshape(-1)  # (G M,)
-    weights = vectors.new_ones(groups, count) if weight is None else weight.to(vectors.dtype)
-    counts = vectors.new_zeros(groups * num_codes).index_add_(0, flat, weights.reshape(-1))
-    sums = vectors.new_zeros(groups * num_codes, dim)
-    sums.index_add_(0, flat, (vectors * weights[..., None]).reshape(-1, dim))
-    return counts.view(groups, num_codes), sums.view(groups, num_codes, dim)
+    last = groups * num_codes  # what does not count, which may be no number, goes to a row behind those of the codes
+    flat = codes + torch.arange(groups, device=codes.device)[:, None] * num_codes  # (G, M)
+    flat = (flat if weight is None else torch.where(weight, flat, last)).reshape(-1)
+    counts = vectors.new_zeros(last + 1).index_add_(0, flat, vectors.new_ones(1).expand(groups * count))
+    sums = vectors.new_zeros(last + 1, dim).index_add_(0, flat, vectors.reshape(-1, dim))
+    return counts[:last].view(groups, num_codes), sums[:last].view(groups, num_codes, dim)
 
 
 def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
