@@ -119,13 +119,21 @@ def code_statistics(
     return counts[:last].view(groups, num_codes), sums[:last].view(groups, num_codes, dim)
 
 
-def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True.
+def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True, and its
+    derivative with respect to `difference`.
 
     It is s where it is small, and no outlier rules the gradient.
     """
-    squared = difference.square().mean(-1)
-    return torch.where(weight, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
+    root = (1 + difference.square().mean(-1)).sqrt()
+    total = torch.where(weight, 2 * (root - 1), 0.0).sum()
+    return total, difference * torch.where(weight, 2 / (difference.shape[-1] * root), 0.0)[..., None]
+
+
+def carry(slope: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """0, with the gradient `slope` with respect to `tensor`."""
+    value = slope.reshape(-1) @ tensor.float().reshape(-1)
+    return value - value.detach()
 
 
 def repeat_what_counts(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

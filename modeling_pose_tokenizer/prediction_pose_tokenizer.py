@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .codebook_pose_tokenizer import carry
+
 # Share of the inputs' mean energy that is added to each of them: it keeps the prediction from amplifying what codes
 # get wrong, step after step.
 RIDGE = 1e-2
@@ -23,7 +25,9 @@ def take_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def put_rows(tensor: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> torch.Tensor:
-    """A copy of `tensor` with `values` in ascending rows, by slices as in `take_rows`."""
+    """`tensor` with `values` in ascending rows instead, by slices as in `take_rows`."""
+    if len(rows) == len(tensor):
+        return values
     pieces, start = [], 0
     for number, row in enumerate(rows):
         pieces += [tensor[start:row], values[number : number + 1]]
@@ -101,6 +105,40 @@ class PoseTokenizerPredictor(nn.Module):
             usual, alone = (self.from_present(inputs, books, kind) for kind in (False, True))
             return torch.where(key, alone, usual)
         return torch.baddbmm(self.bias[int(key), books].float(), inputs, self.present[int(key), books].float())
+
+    def carry(
+        self,
+        latents: torch.Tensor,
+        slope: torch.Tensor,
+        stages: Sequence[tuple[int, list[int], slice]],
+        usual: Sequence[int],
+        key: Sequence[int],
+    ) -> torch.Tensor:
+        """0, with the gradient of a loss that has the slope `slope` with respect to the predictions.
+
+        Args:
+            latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Entry l decoded up to level l - 1.
+            slope (`torch.Tensor` of shape `(q, S, B, d)`): Of the first q codebooks.
+            stages: Level, groups and codebooks of what is predicted at once.
+            usual, key: Which of the S steps are which.
+        """
+        present, past, bias = (
+            torch.zeros_like(parameter, dtype=torch.float32) for parameter in (self.present, self.past, self.bias)
+        )
+        for kind, steps in enumerate((usual, key)):
+            if not steps:
+                continue
+            now = latents[steps].permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, s B, d)
+            slopes = slope[:, steps].flatten(1, 2)  # (q, s B, d)
+            bias[kind, : len(slopes)] = slopes.sum(1, keepdim=True)
+            for level, groups, books in stages:
+                inputs = self.present_inputs(list(now), groups, level)
+                present[kind, books] = torch.bmm(inputs.transpose(1, 2), slopes[books])
+            if kind == 0:
+                before = latents[[step - 1 for step in steps]].permute(1, 2, 0, 3, 4).flatten(2, 3)
+                known = slice(0, len(slopes))
+                past[known] = torch.bmm(self.past_inputs(before, known).transpose(1, 2), slopes)
+        return carry(present, self.present) + carry(past, self.past) + carry(bias, self.bias)
 
     @torch.no_grad()
     def fit(

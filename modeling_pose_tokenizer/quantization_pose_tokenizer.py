@@ -105,7 +105,8 @@ class ResidualVectorQuantizer(ResidualQuantizer):
 
     def _draw_spares(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Vectors `(q, K, d)` for dead codes to move to, rank 0's on all ranks."""
-        # What does not count is not drawn: it is served by itself.
+        # What does not count is not drawn: it is served by itself. It may be no number.
+        residuals = torch.where(weights[..., None], residuals, 0.0)
         served = torch.where(weights[..., None], self.read(codes, slice(0, len(codes))), residuals)
         spares = draw_badly_served(residuals, served, self.num_codes)
         if is_distributed():
