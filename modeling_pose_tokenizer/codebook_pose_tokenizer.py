@@ -5,8 +5,8 @@ Letters: G token groups, M vectors, d dimensions of a latent, K codes per codebo
 
 import torch
 
-# Rows of scores computed at a time on a CPU: 128 x 1024 floats stay in a core's second-level cache.
-ROWS_PER_CHUNK = 128
+# Scores computed at a time on a CPU: half a megabyte of floats stays in a core's second-level cache.
+SCORES_PER_CHUNK = 2**17
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
 # Below so many scores one pass of torch.argmin is over before the operations of two levels have begun.
@@ -33,8 +33,9 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     if few or num_codes % CODES_PER_BLOCK:
         return torch.baddbmm(square_norms, vectors, transposed, alpha=-2).argmin(-1)
     codes = torch.empty(vectors.shape[:2], dtype=torch.long)
-    for start in range(0, count, ROWS_PER_CHUNK):
-        chunk = slice(start, start + ROWS_PER_CHUNK)
+    rows = max(1, SCORES_PER_CHUNK // (groups * num_codes))
+    for start in range(0, count, rows):
+        chunk = slice(start, start + rows)
         scores = torch.baddbmm(square_norms, vectors[:, chunk], transposed, alpha=-2)
         blocks = scores.view(-1, num_codes // CODES_PER_BLOCK, CODES_PER_BLOCK)  # (G m, K / 32, 32)
         block = blocks.amin(-1).argmin(-1)  # (G m,)

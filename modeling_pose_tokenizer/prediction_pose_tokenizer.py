@@ -79,10 +79,13 @@ class PoseTokenizerPredictor(nn.Module):
     def past_inputs(self, before: torch.Tensor, books: slice) -> torch.Tensor:
         """Latents of the step before `(L + 1, G, M, d)`, entry l up to level l - 1, to inputs `(q, M, ...)`."""
         group, level = self.group[books], self.level[books]
-        inputs = [before[level + 1, group], before[level, group]]
+        number = level * before.shape[1] + group  # among the latents of all levels and groups
+        flat = before.flatten(0, 1)
+        inputs = [flat.index_select(0, number + before.shape[1]), flat.index_select(0, number)]
         if self.num_latents == 2:
             first = (group == 0)[:, None, None]
-            inputs += [torch.where(first, 0.0, before[level + index, 0]) for index in (1, 0)]
+            trunk = before[:, 0]
+            inputs += [torch.where(first, 0.0, trunk.index_select(0, level + index)) for index in (1, 0)]
         return torch.cat(inputs, -1)
 
     def from_past(self, inputs: torch.Tensor, books: slice) -> torch.Tensor:
@@ -128,14 +131,14 @@ class PoseTokenizerPredictor(nn.Module):
         for kind, steps in enumerate((usual, key)):
             if not steps:
                 continue
-            now = latents[steps].permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, s B, d)
-            slopes = slope[:, steps].flatten(1, 2)  # (q, s B, d)
+            now = take_rows(latents, steps).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, s B, d)
+            slopes = take_rows(slope.transpose(0, 1), steps).transpose(0, 1).flatten(1, 2)  # (q, s B, d)
             bias[kind, : len(slopes)] = slopes.sum(1, keepdim=True)
             for level, groups, books in stages:
                 inputs = self.present_inputs(list(now), groups, level)
                 present[kind, books] = torch.bmm(inputs.transpose(1, 2), slopes[books])
             if kind == 0:
-                before = latents[[step - 1 for step in steps]].permute(1, 2, 0, 3, 4).flatten(2, 3)
+                before = take_rows(latents, [step - 1 for step in steps]).permute(1, 2, 0, 3, 4).flatten(2, 3)
                 known = slice(0, len(slopes))
                 past[known] = torch.bmm(self.past_inputs(before, known).transpose(1, 2), slopes)
         return carry(present, self.present) + carry(past, self.past) + carry(bias, self.bias)

@@ -52,8 +52,9 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         return nearest_code(residual, self.codebook[books].float())
 
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
-        rows = torch.arange(codes.shape[0], device=codes.device)[:, None]
-        return self.codebook[books].float()[rows, codes]
+        first = torch.arange(codes.shape[0], device=codes.device)[:, None] * self.num_codes
+        rows = (first + codes).flatten()  # index_select copies rows, which indexing does value by value
+        return self.codebook[books].float().flatten(0, 1).index_select(0, rows).unflatten(0, codes.shape)
 
     def codebook_usage(self) -> torch.Tensor:
         return self.cluster_size

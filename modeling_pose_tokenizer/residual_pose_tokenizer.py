@@ -278,8 +278,7 @@ class ResidualQuantizer(nn.Module, ABC):
             inputs, there = self._arrange(latents, valid, seen)
             found = self.walk(inputs.detach(), there, num_levels)
             kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
-            rows = torch.arange(len(valid), device=latents.device)
-            quantized = found.latents[:, kept, :, rows].permute(1, 2, 0, 3)  # (S, G, B, d)
+            quantized = self._up_to(found.latents, kept)
             error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
             commitment = latents.new_zeros(())
             if self.training:
@@ -297,6 +296,12 @@ class ResidualQuantizer(nn.Module, ABC):
             commitment_loss=commitment,
             quantization_error=error / (valid.sum() * self.num_groups * self.dim).clamp(min=1),
         )
+
+    def _up_to(self, latents: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Of latents `(S, L + 1, G, B, d)` those `(S, G, B, d)` of the levels that each sequence kept `(B,)`."""
+        by_sequence = latents.permute(3, 1, 0, 2, 4).flatten(0, 1)  # (B (L + 1), S, G, d)
+        first = torch.arange(len(kept), device=kept.device) * (self.num_levels + 1)
+        return by_sequence.index_select(0, first + kept).permute(1, 2, 0, 3)
 
     def _arrange(
         self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None
@@ -324,19 +329,21 @@ class ResidualQuantizer(nn.Module, ABC):
         # What was looked up is what the prediction missed.
         total, slope = robust_sum(found.residuals, counts)
         carried = self.predictor.carry(found.latents, -slope / count, self.stages_of(num_levels), *self._kinds(inputs))
-        pull, learned = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        goals, decoded = inputs.detach().transpose(0, 1), found.latents.permute(1, 2, 0, 3, 4)  # (L + 1, G, S, B, d)
+        pull, learned = torch.zeros_like(goals), torch.zeros_like(inputs)
         for level, groups, own in self.stages_of(num_levels):
             # Latents stay near what is decoded of them (arXiv 1711.00937).
-            decoded = found.latents[:, level + 1, groups]
-            value, slope = robust_sum(inputs.detach()[:, groups] - decoded, counts[own].transpose(0, 1))
+            missed = take_rows(goals, groups) - take_rows(decoded[level + 1], groups)
+            value, slope = robust_sum(missed, counts[own])
             total = total + value
             if inputs.requires_grad:
-                pull[:, groups] += slope / count
+                for group, row in zip(groups, slope / count, strict=True):
+                    pull[group] += row
             vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
             if vectors is not None:
                 said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
                 learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), said.transpose(0, 1))
-        return total / count + carried + carry(pull, inputs), learned
+        return total / count + carried + carry(pull.transpose(0, 1), inputs), learned
 
     def _kinds(self, latents: torch.Tensor) -> tuple[list[int], list[int]]:
         """Usual and key steps of latents `(S, ...)`."""
