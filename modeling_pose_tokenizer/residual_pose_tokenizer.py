@@ -325,10 +325,9 @@ class ResidualQuantizer(nn.Module, ABC):
 
         The walk knows no gradients. Those of the losses are simple enough to be written down, from what it found.
         """
-        count = counts.sum().clamp(min=1)
         # What was looked up is what the prediction missed.
         total, slope = robust_sum(found.residuals, counts)
-        carried = self.predictor.carry(found.latents, -slope / count, self.stages_of(num_levels), *self._kinds(inputs))
+        predicted = self.predictor.carry(found.latents, slope, self.stages_of(num_levels), *self._kinds(inputs))
         goals, decoded = inputs.detach().transpose(0, 1), found.latents.permute(1, 2, 0, 3, 4)  # (L + 1, G, S, B, d)
         pull, learned = torch.zeros_like(goals), torch.zeros_like(inputs)
         for level, groups, own in self.stages_of(num_levels):
@@ -337,13 +336,14 @@ class ResidualQuantizer(nn.Module, ABC):
             value, slope = robust_sum(missed, counts[own])
             total = total + value
             if inputs.requires_grad:
-                for group, row in zip(groups, slope / count, strict=True):
+                for group, row in zip(groups, slope, strict=True):
                     pull[group] += row
             vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
             if vectors is not None:
                 said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
                 learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), said.transpose(0, 1))
-        return total / count + carried + carry(pull.transpose(0, 1), inputs), learned
+        total = total - predicted + carry(pull.transpose(0, 1), inputs)
+        return total / counts.sum().clamp(min=1), learned
 
     def _kinds(self, latents: torch.Tensor) -> tuple[list[int], list[int]]:
         """Usual and key steps of latents `(S, ...)`."""
