@@ -211,7 +211,8 @@ def make_optimizer(run: RunConfig, model: torch.nn.Module) -> torch.optim.Optimi
         (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
     kind, arguments = OPTIMIZERS[run.training.optimizer_type]
     groups = [{"params": decayed, "weight_decay": run.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return kind(groups, lr=run.training.learning_rate, **arguments)
+    # All weights of a group in one pass, not one per term of the update.
+    return kind(groups, lr=run.training.learning_rate, fused=True, **arguments)
 
 
 def make_scheduler(
