@@ -90,9 +90,7 @@ def lookup_works(size: int, dim: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def training_works(
-    size: int, dim: int, levels: int = LEVELS, codes: int = CODES
-) -> dict[str, Callable[[], object]]:
+def training_works(size: int, dim: int, levels: int = LEVELS, codes: int = CODES) -> dict[str, Callable[[], object]]:
     """A training step of the quantizer alone: forward, codebook update, gradients of the latents and of prediction.
 
     Both replace codes that are used less than a tenth as often as in even use.

@@ -13,7 +13,9 @@ CODES_PER_BLOCK = 32
 FEW_SCORES = 2**14
 
 
-def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def nearest_code(
+    vectors: torch.Tensor, codebook: torch.Tensor, square_norms: torch.Tensor | None = None
+) -> torch.Tensor:
     """Index of the nearest code in Euclidean distance, the lowest one where several are equally near.
 
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for all codes: one matrix product ranks them.
@@ -21,11 +23,12 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     Args:
         vectors (`torch.Tensor` of shape `(G, M, d)`): What to look up.
         codebook (`torch.Tensor` of shape `(G, K, d)`): The codes of each group.
+        square_norms (`torch.Tensor` of shape `(G, K)`, *optional*): |c|^2, for who looks up again and again.
 
     Returns:
         `torch.LongTensor` of shape `(G, M)`.
     """
-    square_norms = codebook.square().sum(-1)[:, None]  # (G, 1, K)
+    square_norms = (codebook.square().sum(-1) if square_norms is None else square_norms)[:, None]  # (G, 1, K)
     transposed = codebook.transpose(1, 2)
     groups, count, num_codes = *vectors.shape[:2], codebook.shape[1]
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a chunk loop would freeze M

@@ -3,9 +3,7 @@
 Letters: B batch, T frames, N keypoints, D values per keypoint (confidence last), E edges of the skeleton.
 """
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -37,25 +35,33 @@ class LossInputs:
     frames: torch.Tensor
     commitment: torch.Tensor
 
-    # What several terms need, keypoints first: there masks, weights, bones and differences in time meet whole rows of
-    # numbers, where they would meet pairs of coordinates.
+    _known: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
+    # What several terms need is computed once, keypoints first: there masks, weights, bones and differences in time
+    # meet whole rows of numbers, where they would meet pairs of coordinates. (A graph breaks on `cached_property`.)
+
+    @property
     def there(self) -> torch.Tensor:
         """Keypoints that are there `(N, 1, B, T)`."""
-        return self.valid.permute(2, 0, 1).contiguous()[:, None]
+        if "there" not in self._known:
+            self._known["there"] = self.valid.permute(2, 0, 1).contiguous()[:, None]
+        return self._known["there"]
 
-    @cached_property
+    @property
     def places(self) -> torch.Tensor:
         """True coordinates `(N, D - 1, B, T)`."""
-        return self.target[..., :-1].permute(2, 3, 0, 1).contiguous()
+        if "places" not in self._known:
+            self._known["places"] = self.target[..., :-1].permute(2, 3, 0, 1).contiguous()
+        return self._known["places"]
 
-    @cached_property
+    @property
     def error(self) -> torch.Tensor:
         """Errors of coordinates `(N, D - 1, B, T)`, 0 where not valid: by `where`, since what stands there may be
         NaN."""
-        predicted = self.prediction[..., :-1].permute(2, 3, 0, 1).contiguous()
-        return torch.where(self.there, predicted - self.places, 0.0)
+        if "error" not in self._known:
+            predicted = self.prediction[..., :-1].permute(2, 3, 0, 1).contiguous()
+            self._known["error"] = torch.where(self.there, predicted - self.places, 0.0)
+        return self._known["error"]
 
 
 def masked_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -127,8 +133,8 @@ class PoseTokenizerLoss(nn.Module):
         valid = self._bones_there(inputs)
         target = torch.where(valid, self._bones(inputs.places), 1.0)  # a missing bone has no direction
         predicted = target + torch.where(valid, self._bones(inputs.error), 0.0)
-        lengths = (bones.square().sum(1).clamp(min=SHORTEST_BONE**2) for bones in (predicted, target))
-        cosine = (predicted * target).sum(1) * math.prod(length.rsqrt() for length in lengths)
+        squares = [bones.square().sum(1).clamp(min=SHORTEST_BONE**2) for bones in (predicted, target)]
+        cosine = (predicted * target).sum(1) * squares[0].rsqrt() * squares[1].rsqrt()
         return masked_mean(1 - cosine, valid[:, 0])
 
     def loss_confidence(self, inputs: LossInputs) -> torch.Tensor:

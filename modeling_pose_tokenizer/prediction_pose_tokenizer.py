@@ -93,12 +93,11 @@ class PoseTokenizerPredictor(nn.Module):
         return torch.bmm(inputs, self.past[books].float())
 
     def present_inputs(self, levels: Sequence[torch.Tensor], groups: Sequence[int], level: int) -> torch.Tensor:
-        """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`."""
+        """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`; the first
+        group has no more than its own."""
         own = take_rows(levels[level], groups)
-        if self.num_latents == 1:
+        if groups[0] == 0:
             return own
-        if groups[0] == 0:  # what the first group's level is, is not known yet
-            return torch.cat([own, torch.zeros_like(own).repeat(1, 1, 2)], -1)
         first = torch.cat([levels[level + 1][:1], levels[level][:1]], -1)
         return torch.cat([own, first.expand(len(groups), -1, -1)], -1)
 
@@ -107,7 +106,8 @@ class PoseTokenizerPredictor(nn.Module):
         if isinstance(key, torch.Tensor):
             usual, alone = (self.from_present(inputs, books, kind) for kind in (False, True))
             return torch.where(key, alone, usual)
-        return torch.baddbmm(self.bias[int(key), books].float(), inputs, self.present[int(key), books].float())
+        weight = self.present[int(key), books, : inputs.shape[-1]]
+        return torch.baddbmm(self.bias[int(key), books].float(), inputs, weight.float())
 
     def carry(
         self,
@@ -136,7 +136,7 @@ class PoseTokenizerPredictor(nn.Module):
             bias[kind, : len(slopes)] = slopes.sum(1, keepdim=True)
             for level, groups, books in stages:
                 inputs = self.present_inputs(list(now), groups, level)
-                present[kind, books] = torch.bmm(inputs.transpose(1, 2), slopes[books])
+                present[kind, books, : inputs.shape[-1]] = torch.bmm(inputs.transpose(1, 2), slopes[books])
             if kind == 0:
                 before = take_rows(latents, [step - 1 for step in steps]).permute(1, 2, 0, 3, 4).flatten(2, 3)
                 known = slice(0, len(slopes))
@@ -161,6 +161,7 @@ class PoseTokenizerPredictor(nn.Module):
             weights (`torch.Tensor` of shape `(g, M)`): 1 where the latent counts, 0 elsewhere.
             key (`torch.BoolTensor` of shape `(M,)`): Key steps.
         """
+        present = torch.nn.functional.pad(present, (0, self.present.shape[2] - present.shape[2]))
         for kind, inputs in ((0, torch.cat([present, past], -1)), (1, present)):
             weight = weights * (key if kind else ~key)
             rows = torch.nn.functional.pad(inputs, (0, 1), value=1.0).double()

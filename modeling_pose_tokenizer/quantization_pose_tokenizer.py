@@ -48,10 +48,16 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         init.copy_(self.codebook, codes)
         init.ones_(self.cluster_size)
 
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
-        return nearest_code(residual, self.codebook[books].float())
+    def tables(self) -> torch.Tensor:
+        """Squared norms of the codes `(Q, K)`."""
+        return self.codebook.float().square().sum(-1)
+
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
+        return nearest_code(residual, self.codebook[books].float(), None if tables is None else tables[books])
 
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
+        if len(codes) == 1:
+            return self.codebook[books.start].float().index_select(0, codes[0])[None]
         first = torch.arange(codes.shape[0], device=codes.device)[:, None] * self.num_codes
         rows = (first + codes).flatten()  # index_select copies rows, which indexing does value by value
         return self.codebook[books].float().flatten(0, 1).index_select(0, rows).unflatten(0, codes.shape)
@@ -160,7 +166,7 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
         """Grid coordinates to vectors, through the symmetric interval [-1, 1]."""
         return torch.bmm(grid / self.top * 2 - 1, self.project_out[books].float()) + self.bias[books].float()
 
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
         return self._to_codes(self._grid(residual, books))
 
     def _to_codes(self, grid: torch.Tensor) -> torch.Tensor:

@@ -106,8 +106,12 @@ class ResidualQuantizer(nn.Module, ABC):
         self.predictor = PoseTokenizerPredictor(owners, self.dim)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
+    def tables(self) -> torch.Tensor | None:
+        """What lookups need again and again, for one walk."""
+        return None
+
     @abstractmethod
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
         """Codes `(g, M)` of residuals `(g, M, d)` in the level's codebooks."""
 
     @abstractmethod
@@ -180,6 +184,7 @@ class ResidualQuantizer(nn.Module, ABC):
                 to be said; the levels behind one that is not said are silent too.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
+        tables = self.tables()
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
             codes, residuals, speaks = [], [], there.clone() if cost else there
@@ -187,7 +192,7 @@ class ResidualQuantizer(nn.Module, ABC):
             def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
                 heard = take_rows(there, groups)[..., None]
                 residuals.append(torch.where(heard, take_rows(goals, groups) - expected, 0.0))
-                codes.append(self.lookup(residuals[-1], books))
+                codes.append(self.lookup(residuals[-1], books, tables))
                 for price in cost:
                     left = residuals[-1] - self.read(codes[-1], books)
                     gain = residuals[-1].square().sum(-1) - left.square().sum(-1)
