@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
@@ -107,7 +108,7 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     if kind != "FULL_STATE_DICT":
         raise RunConfigError(f"fsdp_state_dict_type is {kind}, which only unpickling reads; expected FULL_STATE_DICT.")
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
             mixed_precision=precision,
             # Of dynamic shapes inductor makes code for a CPU that no compiler takes (torch 2.13).
@@ -130,6 +131,14 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         )
     except ValueError as error:  # such as fp16 without a GPU
         raise RunConfigError(f"training: {error}") from error
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and accelerator.distributed_type != DistributedType.FSDP and accelerator.is_main_process:
+        warnings.warn(
+            f"The launcher asks for FSDP, but accelerate does not shard on {accelerator.device.type} with "
+            f"{accelerator.num_processes} processes: every rank holds the whole model.",
+            stacklevel=2,
+        )
+    return accelerator
 
 
 def load_data(run: RunConfig, accelerator: Accelerator) -> tuple[PoseFeatureExtractor, TrainSet, PoseDataset]:
