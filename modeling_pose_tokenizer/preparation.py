@@ -111,7 +111,7 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
             mixed_precision=precision,
-            # Of dynamic shapes inductor makes code for a CPU that no compiler takes (torch 2.13).
+            # Of a training step with dynamic shapes torch 2.13's inductor makes no code for a CPU.
             dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if options.compile else None,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 options.gradient_accumulation_steps, sync_with_dataloader=False
