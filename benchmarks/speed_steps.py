@@ -3,13 +3,16 @@
 
 python benchmarks/speed_steps.py --rounds 10    # some minutes; needs the extra benchmark
 
-Works take turns, figures are medians; on a busy machine only the ratios mean something. The share of the processor's
-matrix rate counts the products and convolutions that a step executes, forward and backward.
+Works take turns, figures are medians; on a busy machine only the ratios mean something. On one thread seconds are the
+processor's, which other work disturbs least. The share of the processor's matrix rate counts the products and
+convolutions that a step executes, forward and backward.
 """
 
 import argparse
 import json
 import os
+import time
+from collections.abc import Callable
 
 import torch
 from speed_full import FRAMES, MEMORY_BATCH, Contestant, Settings, our_config
@@ -22,6 +25,10 @@ QUANTIZERS = ((32, 8, 1024), (32, 3, 1024), (48, 8, 256), (48, 3, 256), (128, 8,
 SIZES = (256, 1024, 4096)
 
 
+def clock() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def compare_steps(preset: str, rounds: int) -> dict[str, object]:
     """A training step of a preset and of the peer."""
     config = our_config(Settings(preset))
@@ -29,7 +36,7 @@ def compare_steps(preset: str, rounds: int) -> dict[str, object]:
     works = {name: model.work("train", MEMORY_BATCH) for name, model in models.items()}
     with FlopCounterMode(display=False) as counter:
         works["ours"]()
-    seconds = measure({**works, "gemm": gemm_work()}, rounds)
+    seconds = measure({**works, "gemm": gemm_work()}, rounds, clock())
     gemm = gemm_rate(seconds["gemm"])
     return {
         "preset": preset,
@@ -52,11 +59,11 @@ def main() -> None:
     for preset in args.config:
         print(json.dumps(compare_steps(preset, args.rounds)), flush=True)
     for dim, levels, codes in QUANTIZERS:
-        ratios = {}
+        figures: dict[str, object] = {"dim": dim, "levels": levels, "codes": codes}
         for size in SIZES:
-            times = measure(training_works(size, dim, levels, codes), max(args.rounds // 2, 1))
-            ratios[size] = round(times["library"] / times["ours"], 2)
-        print(json.dumps({"dim": dim, "levels": levels, "codes": codes, "ratio_by_vectors": ratios}), flush=True)
+            times = measure(training_works(size, dim, levels, codes), args.rounds, clock())
+            figures[f"{size} vectors"] = {name: round(times["library"] / times[name], 2) for name in ("ours", "plain")}
+        print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
