@@ -100,9 +100,6 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     if options.num_threads is not None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(options.num_threads or max(1, share))
-    precision: str | None = options.mixed_precision
-    if precision is None and options.use_amp:
-        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     tracker = [] if run.tracking.tracker == "none" else [run.tracking.tracker]
     kind = os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
     if kind != "FULL_STATE_DICT":
@@ -110,7 +107,7 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
-            mixed_precision=precision,
+            mixed_precision=choose_precision(run),
             # Of a training step with dynamic shapes torch 2.13's inductor makes no code for a CPU.
             dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if options.compile else None,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -139,6 +136,14 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
             stacklevel=2,
         )
     return accelerator
+
+
+def choose_precision(run: RunConfig) -> str | None:
+    """What to compute in; None: what the launcher says."""
+    precision: str | None = run.training.mixed_precision
+    if precision is None and run.training.use_amp:
+        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    return precision
 
 
 def load_data(run: RunConfig, accelerator: Accelerator) -> tuple[PoseFeatureExtractor, TrainSet, PoseDataset]:
@@ -220,8 +225,10 @@ def make_optimizer(run: RunConfig, model: torch.nn.Module) -> torch.optim.Optimi
         (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
     kind, arguments = OPTIMIZERS[run.training.optimizer_type]
     groups = [{"params": decayed, "weight_decay": run.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # All weights of a group in one pass, not one per term of the update.
-    return kind(groups, lr=run.training.learning_rate, fused=True, **arguments)
+    # All weights of a group in one pass, not one per term of the update. Under fp16 it would pass over a step by
+    # itself, and nobody would know that the schedule must wait.
+    fused = (choose_precision(run) or os.environ.get("ACCELERATE_MIXED_PRECISION")) != "fp16"
+    return kind(groups, lr=run.training.learning_rate, fused=fused, **arguments)
 
 
 def make_scheduler(
