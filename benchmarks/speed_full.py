@@ -81,7 +81,8 @@ class Contestant:
             for quantizer in self.model.quantizers:
                 quantizer.fit(torch.randn(1, 2048, quantizer.dim))
         self.model.eval()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)  # full work, and the model stays itself
+        # Full work, and the model stays itself.
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
     def some_poses(self, batch: int, frames: int) -> torch.Tensor:
         poses = torch.randn(batch, frames, self.config.layout.num_keypoints, self.config.keypoint_dim)

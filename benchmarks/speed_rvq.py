@@ -14,6 +14,7 @@ from vector_quantize_pytorch import ResidualVQ
 
 from modeling_pose_tokenizer import PoseTokenizerConfig, PoseTokenizerModel
 from modeling_pose_tokenizer.codebook_pose_tokenizer import nearest_code
+from modeling_pose_tokenizer.prediction_pose_tokenizer import PoseTokenizerPredictor
 
 LEVELS, CODES = 8, 1024
 DIMENSIONS = (32, 128, 512)
@@ -22,15 +23,29 @@ SIZES = (256, 1024, 4096)
 TIE = 1e-5
 
 
-def our_quantizer(dim: int) -> nn.Module:
+class NoPrediction(PoseTokenizerPredictor):
+    """A level expects what the levels before it say: plain residual quantization, the library's job."""
+
+    def from_present(self, inputs: torch.Tensor, books: slice, key: Any) -> torch.Tensor:
+        return inputs
+
+    def carry(self, latents: torch.Tensor, slope: torch.Tensor, *_: Any) -> torch.Tensor:
+        return slope.new_zeros(())
+
+
+def our_quantizer(levels: int, codes: int, dim: int, prediction: bool = True) -> nn.Module:
     """Ours, for one token group, without quantizer dropout."""
     config = PoseTokenizerConfig(
-        token_groups="whole", num_quantizers=LEVELS, codebook_size=CODES, codebook_dim=dim, quantizer_dropout=0.0
+        token_groups="whole", num_quantizers=levels, codebook_size=codes, codebook_dim=dim, quantizer_dropout=0.0
     )
-    return PoseTokenizerModel(config).quantizer.train()
+    quantizer = PoseTokenizerModel(config).quantizer.train()
+    if not prediction:
+        quantizer.key_interval = 1  # nor from the step before
+        quantizer.predictor = NoPrediction(quantizer.predictor.owners, dim)
+    return quantizer
 
 
-def library_quantizer(codebooks: torch.Tensor) -> ResidualVQ:
+def library_quantizer(codebooks: torch.Tensor, threshold: float = 2) -> ResidualVQ:
     """The library's, with the gradient, the running means and the dead-code replacement that ours has too."""
     levels, codes, dim = codebooks.shape
     quantizer = ResidualVQ(
@@ -38,7 +53,7 @@ def library_quantizer(codebooks: torch.Tensor) -> ResidualVQ:
         num_quantizers=levels,
         codebook_size=codes,
         decay=0.99,
-        threshold_ema_dead_code=2,
+        threshold_ema_dead_code=threshold,
         rotation_trick=False,
     )
     for layer, book in zip(quantizer.layers, codebooks, strict=True):
@@ -90,24 +105,31 @@ def lookup_works(size: int, dim: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def training_works(size: int, dim: int) -> dict[str, Callable[[], object]]:
-    """A training step of the quantizer alone: forward, codebook update, gradient of the latents."""
+def training_works(size: int, dim: int, levels: int = LEVELS, codes: int = CODES) -> dict[str, Callable[[], object]]:
+    """A training step of the quantizer alone: forward, codebook update, gradients of the latents and of prediction.
+
+    Both replace codes that are used less than a tenth as often as in even use. `plain` is ours without prediction,
+    which the library has not.
+    """
     torch.manual_seed(0)
     latents = torch.randn(1, size, dim, requires_grad=True)
-    # Sequences of one step: nothing is predicted.
+    # Sequences of one step: nothing is predicted from the step before.
     valid = torch.ones(size, 1, dtype=torch.bool)
-    mine = our_quantizer(dim)
-    library = library_quantizer(torch.randn(LEVELS, CODES, dim) * dim**-0.5).train()
+    library = library_quantizer(torch.randn(levels, codes, dim) * dim**-0.5, 0.1 * size / codes).train()
 
-    def train_ours() -> None:
-        output = mine(latents[0, :, None, None], valid)
+    def train_ours(quantizer: nn.Module) -> None:
+        quantizer.zero_grad()
+        latents.grad = None
+        output = quantizer(latents[0, :, None, None], valid)
         (output.quantized.square().mean() + output.commitment_loss).backward()
 
     def train_library() -> None:
+        latents.grad = None
         quantized, _, losses = library(latents)
         (quantized.square().mean() + losses.mean()).backward()
 
-    return {"ours": train_ours, "library": train_library}
+    kinds = {"ours": our_quantizer(levels, codes, dim), "plain": our_quantizer(levels, codes, dim, prediction=False)}
+    return {**{name: partial(train_ours, each) for name, each in kinds.items()}, "library": train_library}
 
 
 def one_work(make: Callable[[int, int], dict[str, Callable[[], object]]], name: str, dim: int, size: int) -> Any:

@@ -75,15 +75,17 @@ def gemm_rate(seconds: float) -> float:
     return 2 * GEMM_SIZE**3 / seconds
 
 
-def measure(work: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, float]:
+def measure(
+    work: Mapping[Key, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Key, float]:
     """Median seconds of each kind of work, taken in turn after one round that does not count."""
     seconds: dict[Key, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name, run in work.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

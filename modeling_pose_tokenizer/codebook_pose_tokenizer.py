@@ -5,13 +5,17 @@ Letters: G token groups, M vectors, d dimensions of a latent, K codes per codebo
 
 import torch
 
-# Rows of scores computed at a time on a CPU: 128 x 1024 floats stay in a core's second-level cache.
-ROWS_PER_CHUNK = 128
+# Scores computed at a time on a CPU: half a megabyte of floats stays in a core's second-level cache.
+SCORES_PER_CHUNK = 2**17
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
+# Below so many scores one pass of torch.argmin is over before the operations of two levels have begun.
+FEW_SCORES = 2**14
 
 
-def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def nearest_code(
+    vectors: torch.Tensor, codebook: torch.Tensor, square_norms: torch.Tensor | None = None
+) -> torch.Tensor:
     """Index of the nearest code in Euclidean distance, the lowest one where several are equally near.
 
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for all codes: one matrix product ranks them.
@@ -19,24 +23,28 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     Args:
         vectors (`torch.Tensor` of shape `(G, M, d)`): What to look up.
         codebook (`torch.Tensor` of shape `(G, K, d)`): The codes of each group.
+        square_norms (`torch.Tensor` of shape `(G, K)`, *optional*): |c|^2, for who looks up again and again.
 
     Returns:
         `torch.LongTensor` of shape `(G, M)`.
     """
-    square_norms = codebook.square().sum(-1)[:, None]  # (G, 1, K)
+    square_norms = (codebook.square().sum(-1) if square_norms is None else square_norms)[:, None]  # (G, 1, K)
     transposed = codebook.transpose(1, 2)
-    num_codes = codebook.shape[1]
+    groups, count, num_codes = *vectors.shape[:2], codebook.shape[1]
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a chunk loop would freeze M
-    if traced or vectors.device.type != "cpu" or num_codes % CODES_PER_BLOCK:
+    few = traced or vectors.device.type != "cpu" or groups * count * num_codes <= FEW_SCORES
+    if few or num_codes % CODES_PER_BLOCK:
         return torch.baddbmm(square_norms, vectors, transposed, alpha=-2).argmin(-1)
     codes = torch.empty(vectors.shape[:2], dtype=torch.long)
-    for start in range(0, vectors.shape[1], ROWS_PER_CHUNK):
-        chunk = slice(start, start + ROWS_PER_CHUNK)
+    rows = max(1, SCORES_PER_CHUNK // (groups * num_codes))
+    for start in range(0, count, rows):
+        chunk = slice(start, start + rows)
         scores = torch.baddbmm(square_norms, vectors[:, chunk], transposed, alpha=-2)
-        blocks = scores.unflatten(-1, (-1, CODES_PER_BLOCK))  # (G, m, K / 32, 32)
-        block = blocks.amin(-1).argmin(-1, keepdim=True)  # (G, m, 1)
-        inside = blocks.take_along_dim(block[..., None], 2)[..., 0, :].argmin(-1)
-        codes[:, chunk] = block[..., 0] * CODES_PER_BLOCK + inside
+        blocks = scores.view(-1, num_codes // CODES_PER_BLOCK, CODES_PER_BLOCK)  # (G m, K / 32, 32)
+        block = blocks.amin(-1).argmin(-1)  # (G m,)
+        places = torch.arange(len(blocks)) * blocks.shape[1] + block
+        inside = blocks.flatten(0, 1).index_select(0, places).argmin(-1)
+        codes[:, chunk] = (block * CODES_PER_BLOCK + inside).view(groups, -1)
     return codes
 
 
@@ -101,28 +109,35 @@ def code_statistics(
         vectors (`torch.Tensor` of shape `(G, M, d)`): What was looked up.
         codes (`torch.LongTensor` of shape `(G, M)`): What was found.
         num_codes (`int`): K.
-        weight (`torch.Tensor` of shape `(G, M)`, *optional*): 1 where the vector counts, 0 elsewhere.
+        weight (`torch.BoolTensor` of shape `(G, M)`, *optional*): Where the vector counts.
 
     Returns:
         `(counts (G, K), sums (G, K, d))`.
     """
     groups, count, dim = vectors.shape
-    offset = torch.arange(groups, device=codes.device)[:, None] * num_codes
-    flat = (codes + offset).reshape(-1)  # (G M,)
-    weights = vectors.new_ones(groups, count) if weight is None else weight.to(vectors.dtype)
-    counts = vectors.new_zeros(groups * num_codes).index_add_(0, flat, weights.reshape(-1))
-    sums = vectors.new_zeros(groups * num_codes, dim)
-    sums.index_add_(0, flat, (vectors * weights[..., None]).reshape(-1, dim))
-    return counts.view(groups, num_codes), sums.view(groups, num_codes, dim)
+    last = groups * num_codes  # what does not count, which may be no number, goes to a row behind those of the codes
+    flat = codes + torch.arange(groups, device=codes.device)[:, None] * num_codes  # (G, M)
+    flat = (flat if weight is None else torch.where(weight, flat, last)).reshape(-1)
+    counts = vectors.new_zeros(last + 1).index_add_(0, flat, vectors.new_ones(1).expand(groups * count))
+    sums = vectors.new_zeros(last + 1, dim).index_add_(0, flat, vectors.reshape(-1, dim))
+    return counts[:last].view(groups, num_codes), sums[:last].view(groups, num_codes, dim)
 
 
-def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True.
+def robust_sum(difference: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of 2 (sqrt(1 + s) - 1) of the mean square s over the last dimension, where `weight` is True, and its
+    derivative with respect to `difference`.
 
     It is s where it is small, and no outlier rules the gradient.
     """
-    squared = difference.square().mean(-1)
-    return torch.where(weight, 2 * ((1 + squared).sqrt() - 1), 0.0).sum()
+    root = (1 + difference.square().mean(-1)).sqrt()
+    total = torch.where(weight, 2 * (root - 1), 0.0).sum()
+    return total, difference * torch.where(weight, 2 / (difference.shape[-1] * root), 0.0)[..., None]
+
+
+def carry(slope: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """0, with the gradient `slope` with respect to `tensor`."""
+    value = slope.reshape(-1) @ tensor.float().reshape(-1)
+    return value - value.detach()
 
 
 def repeat_what_counts(vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

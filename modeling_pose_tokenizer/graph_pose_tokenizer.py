@@ -162,8 +162,9 @@ class PoseTokenizerGraphConv(nn.Module):
             gathered = torch.einsum("kvw,bswc->bsvkc", adjacency, hidden_states)
             return self.projection(gathered.flatten(3))
         projected = self.projection(hidden_states).unflatten(-1, (3, -1)).flatten(2, 3)  # (B, S, V 3, C)
-        # One matrix (V, V 3) does all three partitions without moving the features.
-        return torch.matmul(adjacency.permute(1, 2, 0).flatten(1), projected)
+        # One matrix (V, V 3) does all three partitions; given for each step, it leaves the features where they are.
+        neighbours = adjacency.permute(1, 2, 0).flatten(1).expand(projected.shape[0] * projected.shape[1], -1, -1)
+        return torch.bmm(neighbours, projected.flatten(0, 1)).unflatten(0, projected.shape[:2])
 
 
 def last_seen(observed: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -222,6 +223,12 @@ class PoseTokenizerPaddingCache:
         return extended
 
 
+def temporal_conv(in_features: int, out_features: int, kernel_size: int, causal: bool, groups: int = 1) -> nn.Conv2d:
+    """A convolution over steps for `convolve_in_time`; one that sees both sides pads its input itself."""
+    padding = 0 if causal else kernel_size // 2
+    return nn.Conv2d(in_features, out_features, (kernel_size, 1), padding=(padding, 0), groups=groups)
+
+
 def convolve_in_time(
     conv: nn.Conv2d, hidden_states: torch.Tensor, causal: bool, cache: PoseTokenizerPaddingCache | None, layer: int
 ) -> torch.Tensor:
@@ -232,11 +239,19 @@ def convolve_in_time(
     past = conv.kernel_size[0] - 1
     if cache is not None:
         hidden_states = cache.extend(layer, hidden_states, past)
-    else:
-        before = past if causal else past // 2
-        hidden_states = F.pad(hidden_states, (0, 0, 0, 0, before, past - before))
+    elif causal:
+        hidden_states = F.pad(hidden_states, (0, 0, 0, 0, past, 0))
     # (B, S, V, C) is (B, C, S, V) in channels-last order: no copy.
     return conv(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def silence(hidden_states: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+    """`(B, S, V, C)`, zeros where `step_mask` `(B, S)` is False: by `where`, since what stands there may be NaN."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # Windows are real to the last step. To ask costs a CPU less than to copy; a GPU would have to wait for the answer.
+    if not traced and step_mask.device.type == "cpu" and step_mask.all():
+        return hidden_states
+    return torch.where(step_mask[..., None, None], hidden_states, 0.0)
 
 
 class PoseTokenizerBlock(GradientCheckpointingLayer):
@@ -249,7 +264,7 @@ class PoseTokenizerBlock(GradientCheckpointingLayer):
         self.layer, self.causal = layer, config.use_causal_conv
         self.norm = nn.LayerNorm(features)
         self.graph_conv = PoseTokenizerGraphConv(num_nodes, edges, features, features)
-        self.temporal_conv = nn.Conv2d(features, features, (config.kernel_size, 1), groups=features)
+        self.temporal_conv = temporal_conv(features, features, config.kernel_size, self.causal, groups=features)
         self.projection = nn.Linear(features, features)
 
     def forward(
@@ -257,6 +272,6 @@ class PoseTokenizerBlock(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
         inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
-        inside = torch.where(step_mask[..., None, None], inside, 0.0)
+        inside = silence(inside, step_mask)
         inside = convolve_in_time(self.temporal_conv, inside, self.causal, cache, self.layer)
         return hidden_states + self.projection(F.gelu(inside))

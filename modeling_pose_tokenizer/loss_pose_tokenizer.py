@@ -1,6 +1,9 @@
-"""The training loss: one method per term, weights as data."""
+"""The training loss: one method per term, weights as data.
 
-from dataclasses import dataclass
+Letters: B batch, T frames, N keypoints, D values per keypoint (confidence last), E edges of the skeleton.
+"""
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -10,6 +13,8 @@ from .configuration_pose_tokenizer import PoseTokenizerConfig
 
 # Where smooth-L1 turns from square to straight, in shoulder widths: noise of the estimators lies below.
 SMOOTH_L1_BETA = 0.02
+# A shorter bone counts as this long, in shoulder widths: its direction is noise.
+SHORTEST_BONE = 1e-4
 
 
 @dataclass
@@ -29,6 +34,34 @@ class LossInputs:
     valid: torch.Tensor
     frames: torch.Tensor
     commitment: torch.Tensor
+
+    _known: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    # What several terms need is computed once, keypoints first: there masks, weights, bones and differences in time
+    # meet whole rows of numbers, where they would meet pairs of coordinates. (A graph breaks on `cached_property`.)
+
+    @property
+    def there(self) -> torch.Tensor:
+        """Keypoints that are there `(N, 1, B, T)`."""
+        if "there" not in self._known:
+            self._known["there"] = self.valid.permute(2, 0, 1).contiguous()[:, None]
+        return self._known["there"]
+
+    @property
+    def places(self) -> torch.Tensor:
+        """True coordinates `(N, D - 1, B, T)`."""
+        if "places" not in self._known:
+            self._known["places"] = self.target[..., :-1].permute(2, 3, 0, 1).contiguous()
+        return self._known["places"]
+
+    @property
+    def error(self) -> torch.Tensor:
+        """Errors of coordinates `(N, D - 1, B, T)`, 0 where not valid: by `where`, since what stands there may be
+        NaN."""
+        if "error" not in self._known:
+            predicted = self.prediction[..., :-1].permute(2, 3, 0, 1).contiguous()
+            self._known["error"] = torch.where(self.there, predicted - self.places, 0.0)
+        return self._known["error"]
 
 
 def masked_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -80,8 +113,7 @@ class PoseTokenizerLoss(nn.Module):
 
     def loss_position(self, inputs: LossInputs) -> torch.Tensor:
         """Smooth-L1 of coordinates, hands weighted up."""
-        distance = self._distance(inputs.prediction[..., :-1], inputs.target[..., :-1], inputs.valid)
-        return masked_mean(distance, (inputs.valid * self.keypoint_weight)[..., None])
+        return self._weighted(inputs.error, inputs.there)
 
     def loss_velocity(self, inputs: LossInputs) -> torch.Tensor:
         """Smooth-L1 of the difference between neighbouring frames, where both are there."""
@@ -93,16 +125,17 @@ class PoseTokenizerLoss(nn.Module):
 
     def loss_bone(self, inputs: LossInputs) -> torch.Tensor:
         """Smooth-L1 of bone vectors: what a viewer sees of a handshape, wherever the hand is."""
-        predicted, target, valid = self._bones(inputs)
-        weight = (valid * self.keypoint_weight[self.child])[..., None]
-        return masked_mean(self._distance(predicted, target, valid), weight)
+        valid = self._bones_there(inputs)
+        return self._weighted(torch.where(valid, self._bones(inputs.error), 0.0), valid, self.child)
 
     def loss_bone_direction(self, inputs: LossInputs) -> torch.Tensor:
         """One minus the cosine between bones, so that short finger bones count as much as long limbs."""
-        predicted, target, valid = self._bones(inputs)
-        target = torch.where(valid[..., None], target, 1.0)  # a missing bone has no direction to differentiate
-        cosine = F.cosine_similarity(torch.where(valid[..., None], predicted, 1.0), target, dim=-1, eps=1e-4)
-        return masked_mean(1 - cosine, valid)
+        valid = self._bones_there(inputs)
+        target = torch.where(valid, self._bones(inputs.places), 1.0)  # a missing bone has no direction
+        predicted = target + torch.where(valid, self._bones(inputs.error), 0.0)
+        squares = [bones.square().sum(1).clamp(min=SHORTEST_BONE**2) for bones in (predicted, target)]
+        cosine = (predicted * target).sum(1) * squares[0].rsqrt() * squares[1].rsqrt()
+        return masked_mean(1 - cosine, valid[:, 0])
 
     def loss_confidence(self, inputs: LossInputs) -> torch.Tensor:
         """Binary cross entropy of the confidence on real frames; it tells the decoder's reader what is missing."""
@@ -116,24 +149,26 @@ class PoseTokenizerLoss(nn.Module):
         """Latents stay near their codes (arXiv 1711.00937)."""
         return inputs.commitment
 
-    def _distance(self, prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Elementwise smooth-L1, 0 where not valid: by `where`, since what stands there may be NaN."""
-        difference = torch.where(valid[..., None], prediction - target, 0.0)
-        return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=SMOOTH_L1_BETA)
+    def _weighted(
+        self, error: torch.Tensor, valid: torch.Tensor, keypoints: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean smooth-L1 of `(keypoints, D - 1, B, ...)`, finite everywhere, over what is valid, hands weighted up."""
+        weight = self.keypoint_weight if keypoints is None else self.keypoint_weight[keypoints]
+        zero = error.new_zeros(()).expand_as(error)
+        distance = F.smooth_l1_loss(error, zero, reduction="none", beta=SMOOTH_L1_BETA)
+        return masked_mean(distance, valid * weight[:, None, None, None])
 
     def _difference_loss(self, inputs: LossInputs, order: int) -> torch.Tensor:
-        error = torch.where(inputs.valid[..., None], inputs.prediction[..., :-1] - inputs.target[..., :-1], 0.0)
-        valid = inputs.valid
+        error, valid = inputs.error, inputs.there
         for _ in range(order):
-            error = error.diff(dim=1)
-            valid = valid[:, 1:] & valid[:, :-1]
-        distance = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=SMOOTH_L1_BETA)
-        return masked_mean(distance, (valid * self.keypoint_weight)[..., None])
+            error = error.diff(dim=-1)
+            valid = valid[..., 1:] & valid[..., :-1]
+        return self._weighted(error, valid)
 
-    def _bones(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Predicted and true bone vectors `(B, T, edges, D - 1)` and where both ends are there."""
-        predicted, target = (
-            poses[:, :, self.child, :-1] - poses[:, :, self.parent, :-1]
-            for poses in (inputs.prediction, inputs.target)
-        )
-        return predicted, target, inputs.valid[:, :, self.child] & inputs.valid[:, :, self.parent]
+    def _bones(self, places: torch.Tensor) -> torch.Tensor:
+        """From each edge's parent to its child: `(N, D - 1, B, T)` to `(E, D - 1, B, T)`."""
+        return places.index_select(0, self.child) - places.index_select(0, self.parent)
+
+    def _bones_there(self, inputs: LossInputs) -> torch.Tensor:
+        """Where both ends are there `(E, 1, B, T)`."""
+        return inputs.there.index_select(0, self.child) & inputs.there.index_select(0, self.parent)

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold, last_seen
+from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold, last_seen, silence
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
 from .quantization_pose_tokenizer import QUANTIZERS, broadcast_module
@@ -455,15 +455,15 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Poses `(B, S h, N, D)` without NaN, padded to whole steps, and which keypoints `(B, S h, N)` are there."""
         self._check_values(input_values, padding_mask)
-        confidence = input_values[..., -1]
-        finite = input_values.isfinite().all(-1)
-        if padding_mask is not None:
-            finite = finite & padding_mask.bool()[..., None]
-        values = torch.where(finite[..., None], input_values, 0.0)
-        observed = finite & (confidence >= self.config.confidence_threshold)
         frames = input_values.shape[1]
         missing = self.get_encoded_length(frames) * self.config.hop_length - frames
-        return F.pad(values, (0, 0, 0, 0, 0, missing)), F.pad(observed, (0, 0, 0, missing))
+        # Numbers are padded, not what is said of them: of padded booleans inductor makes C++ that does not compile.
+        values = F.pad(input_values, (0, 0, 0, 0, 0, missing), value=torch.nan)
+        finite = values.isfinite().all(-1)
+        if padding_mask is not None:
+            finite = finite & (F.pad(padding_mask.to(values.dtype), (0, missing)) != 0)[..., None]
+        observed = finite & (values[..., -1] >= self.config.confidence_threshold)
+        return torch.where(finite[..., None], values, 0.0), observed
 
     def _complete(
         self, values: torch.Tensor, observed: torch.Tensor, cache: PoseTokenizerPaddingCache | None = None
@@ -512,7 +512,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             step_mask = torch.ones(batch, steps, dtype=torch.bool, device=latents.device)
         else:
             step_mask = self.get_pose_codes_mask(padding_mask)
-        latents = torch.where(step_mask[..., None, None], latents, 0.0)
+        latents = silence(latents, step_mask)
         poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask, cache)
         poses = poses.index_select(2, self.keypoint_place)
         if padding_mask is not None:

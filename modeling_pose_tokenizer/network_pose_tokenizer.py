@@ -18,6 +18,8 @@ from .graph_pose_tokenizer import (
     PoseTokenizerPooling,
     PoseTokenizerUnpooling,
     convolve_in_time,
+    silence,
+    temporal_conv,
 )
 
 # The network starts as a small correction of the linear path: a thousandth of a shoulder width.
@@ -140,8 +142,8 @@ class PoseTokenizerRefinement(nn.Module):
     def __init__(self, config: PoseTokenizerConfig, layer: int):
         super().__init__()
         self.causal, self.layer = config.use_causal_conv, layer
-        self.conv_in = nn.Conv2d(config.keypoint_dim, self.features, (self.kernel_size, 1))
-        self.conv_out = nn.Conv2d(self.features, config.keypoint_dim, (self.kernel_size, 1))
+        self.conv_in = temporal_conv(config.keypoint_dim, self.features, self.kernel_size, self.causal)
+        self.conv_out = temporal_conv(self.features, config.keypoint_dim, self.kernel_size, self.causal)
         self.conv_out.gain = 0.0  # it starts by changing nothing
 
     def forward(
@@ -151,6 +153,6 @@ class PoseTokenizerRefinement(nn.Module):
         refined = poses
         for number, conv in enumerate((self.conv_in, self.conv_out)):
             refined = F.gelu(refined) if number else refined
-            refined = torch.where(frame_mask[..., None, None], refined, 0.0)
+            refined = silence(refined, frame_mask)
             refined = convolve_in_time(conv, refined, self.causal, cache, self.layer + number)
         return poses + refined

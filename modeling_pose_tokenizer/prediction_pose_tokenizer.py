@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .codebook_pose_tokenizer import carry
+
 # Share of the inputs' mean energy that is added to each of them: it keeps the prediction from amplifying what codes
 # get wrong, step after step.
 RIDGE = 1e-2
@@ -23,7 +25,9 @@ def take_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def put_rows(tensor: torch.Tensor, rows: Sequence[int], values: torch.Tensor) -> torch.Tensor:
-    """A copy of `tensor` with `values` in ascending rows, by slices as in `take_rows`."""
+    """`tensor` with `values` in ascending rows instead, by slices as in `take_rows`."""
+    if len(rows) == len(tensor):
+        return values
     pieces, start = [], 0
     for number, row in enumerate(rows):
         pieces += [tensor[start:row], values[number : number + 1]]
@@ -75,10 +79,13 @@ class PoseTokenizerPredictor(nn.Module):
     def past_inputs(self, before: torch.Tensor, books: slice) -> torch.Tensor:
         """Latents of the step before `(L + 1, G, M, d)`, entry l up to level l - 1, to inputs `(q, M, ...)`."""
         group, level = self.group[books], self.level[books]
-        inputs = [before[level + 1, group], before[level, group]]
+        number = level * before.shape[1] + group  # among the latents of all levels and groups
+        flat = before.flatten(0, 1)
+        inputs = [flat.index_select(0, number + before.shape[1]), flat.index_select(0, number)]
         if self.num_latents == 2:
             first = (group == 0)[:, None, None]
-            inputs += [torch.where(first, 0.0, before[level + index, 0]) for index in (1, 0)]
+            trunk = before[:, 0]
+            inputs += [torch.where(first, 0.0, trunk.index_select(0, level + index)) for index in (1, 0)]
         return torch.cat(inputs, -1)
 
     def from_past(self, inputs: torch.Tensor, books: slice) -> torch.Tensor:
@@ -86,12 +93,11 @@ class PoseTokenizerPredictor(nn.Module):
         return torch.bmm(inputs, self.past[books].float())
 
     def present_inputs(self, levels: Sequence[torch.Tensor], groups: Sequence[int], level: int) -> torch.Tensor:
-        """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`."""
+        """Latents of this step `(G, M, d)`, entry l decoded up to level l - 1, to inputs `(g, M, ...)`; the first
+        group has no more than its own."""
         own = take_rows(levels[level], groups)
-        if self.num_latents == 1:
+        if groups[0] == 0:
             return own
-        if groups[0] == 0:  # what the first group's level is, is not known yet
-            return torch.cat([own, torch.zeros_like(own).repeat(1, 1, 2)], -1)
         first = torch.cat([levels[level + 1][:1], levels[level][:1]], -1)
         return torch.cat([own, first.expand(len(groups), -1, -1)], -1)
 
@@ -100,7 +106,42 @@ class PoseTokenizerPredictor(nn.Module):
         if isinstance(key, torch.Tensor):
             usual, alone = (self.from_present(inputs, books, kind) for kind in (False, True))
             return torch.where(key, alone, usual)
-        return torch.baddbmm(self.bias[int(key), books].float(), inputs, self.present[int(key), books].float())
+        weight = self.present[int(key), books, : inputs.shape[-1]]
+        return torch.baddbmm(self.bias[int(key), books].float(), inputs, weight.float())
+
+    def carry(
+        self,
+        latents: torch.Tensor,
+        slope: torch.Tensor,
+        stages: Sequence[tuple[int, list[int], slice]],
+        usual: Sequence[int],
+        key: Sequence[int],
+    ) -> torch.Tensor:
+        """0, with the gradient of a loss that has the slope `slope` with respect to the predictions.
+
+        Args:
+            latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Entry l decoded up to level l - 1.
+            slope (`torch.Tensor` of shape `(q, S, B, d)`): Of the first q codebooks.
+            stages: Level, groups and codebooks of what is predicted at once.
+            usual, key: Which of the S steps are which.
+        """
+        present, past, bias = (
+            torch.zeros_like(parameter, dtype=torch.float32) for parameter in (self.present, self.past, self.bias)
+        )
+        for kind, steps in enumerate((usual, key)):
+            if not steps:
+                continue
+            now = take_rows(latents, steps).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, s B, d)
+            slopes = take_rows(slope.transpose(0, 1), steps).transpose(0, 1).flatten(1, 2)  # (q, s B, d)
+            bias[kind, : len(slopes)] = slopes.sum(1, keepdim=True)
+            for level, groups, books in stages:
+                inputs = self.present_inputs(list(now), groups, level)
+                present[kind, books, : inputs.shape[-1]] = torch.bmm(inputs.transpose(1, 2), slopes[books])
+            if kind == 0:
+                before = take_rows(latents, [step - 1 for step in steps]).permute(1, 2, 0, 3, 4).flatten(2, 3)
+                known = slice(0, len(slopes))
+                past[known] = torch.bmm(self.past_inputs(before, known).transpose(1, 2), slopes)
+        return carry(present, self.present) + carry(past, self.past) + carry(bias, self.bias)
 
     @torch.no_grad()
     def fit(
@@ -120,6 +161,7 @@ class PoseTokenizerPredictor(nn.Module):
             weights (`torch.Tensor` of shape `(g, M)`): 1 where the latent counts, 0 elsewhere.
             key (`torch.BoolTensor` of shape `(M,)`): Key steps.
         """
+        present = torch.nn.functional.pad(present, (0, self.present.shape[2] - present.shape[2]))
         for kind, inputs in ((0, torch.cat([present, past], -1)), (1, present)):
             weight = weights * (key if kind else ~key)
             rows = torch.nn.functional.pad(inputs, (0, 1), value=1.0).double()

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
@@ -99,18 +100,15 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
     if options.num_threads is not None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(options.num_threads or max(1, share))
-    precision: str | None = options.mixed_precision
-    if precision is None and options.use_amp:
-        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     tracker = [] if run.tracking.tracker == "none" else [run.tracking.tracker]
     kind = os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
     if kind != "FULL_STATE_DICT":
         raise RunConfigError(f"fsdp_state_dict_type is {kind}, which only unpickling reads; expected FULL_STATE_DICT.")
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # said, or ranks that torchrun starts would not find each other
-            mixed_precision=precision,
-            # Of dynamic shapes inductor makes code for a CPU that no compiler takes (torch 2.13).
+            mixed_precision=choose_precision(run),
+            # Of a training step with dynamic shapes torch 2.13's inductor makes no code for a CPU.
             dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if options.compile else None,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 options.gradient_accumulation_steps, sync_with_dataloader=False
@@ -130,6 +128,22 @@ def make_accelerator(run: RunConfig, folder: Path) -> Accelerator:
         )
     except ValueError as error:  # such as fp16 without a GPU
         raise RunConfigError(f"training: {error}") from error
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and accelerator.distributed_type != DistributedType.FSDP and accelerator.is_main_process:
+        warnings.warn(
+            f"The launcher asks for FSDP, but accelerate does not shard on {accelerator.device.type} with "
+            f"{accelerator.num_processes} processes: every rank holds the whole model.",
+            stacklevel=2,
+        )
+    return accelerator
+
+
+def choose_precision(run: RunConfig) -> str | None:
+    """What to compute in; None: what the launcher says."""
+    precision: str | None = run.training.mixed_precision
+    if precision is None and run.training.use_amp:
+        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    return precision
 
 
 def load_data(run: RunConfig, accelerator: Accelerator) -> tuple[PoseFeatureExtractor, TrainSet, PoseDataset]:
@@ -211,7 +225,10 @@ def make_optimizer(run: RunConfig, model: torch.nn.Module) -> torch.optim.Optimi
         (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
     kind, arguments = OPTIMIZERS[run.training.optimizer_type]
     groups = [{"params": decayed, "weight_decay": run.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return kind(groups, lr=run.training.learning_rate, **arguments)
+    # All weights of a group in one pass, not one per term of the update. Under fp16 it would pass over a step by
+    # itself, and nobody would know that the schedule must wait.
+    fused = (choose_precision(run) or os.environ.get("ACCELERATE_MIXED_PRECISION")) != "fp16"
+    return kind(groups, lr=run.training.learning_rate, fused=fused, **arguments)
 
 
 def make_scheduler(

@@ -48,12 +48,19 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         init.copy_(self.codebook, codes)
         init.ones_(self.cluster_size)
 
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
-        return nearest_code(residual, self.codebook[books].float())
+    def tables(self) -> torch.Tensor:
+        """Squared norms of the codes `(Q, K)`."""
+        return self.codebook.float().square().sum(-1)
+
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
+        return nearest_code(residual, self.codebook[books].float(), None if tables is None else tables[books])
 
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
-        rows = torch.arange(codes.shape[0], device=codes.device)[:, None]
-        return self.codebook[books].float()[rows, codes]
+        if len(codes) == 1:
+            return self.codebook[books.start].float().index_select(0, codes[0])[None]
+        first = torch.arange(codes.shape[0], device=codes.device)[:, None] * self.num_codes
+        rows = (first + codes).flatten()  # index_select copies rows, which indexing does value by value
+        return self.codebook[books].float().flatten(0, 1).index_select(0, rows).unflatten(0, codes.shape)
 
     def codebook_usage(self) -> torch.Tensor:
         return self.cluster_size
@@ -76,29 +83,42 @@ class ResidualVectorQuantizer(ResidualQuantizer):
         """Running means of the vectors that chose each code, Laplace-smoothed; dead codes move elsewhere."""
         books = slice(0, len(codes))  # fewer than Q under an explicit prefix
         counts, sums = code_statistics(residuals, codes, self.num_codes, weights)
-        # What does not count is not drawn: it is served by itself.
-        served = torch.where(weights[..., None], self.read(codes, books), residuals)
-        spares = draw_badly_served(residuals, served, self.num_codes)
         if is_distributed():
             packed = torch.cat([counts[..., None], sums], -1)
             dist.all_reduce(packed)
             counts, sums = packed[..., 0], packed[..., 1:]
-            dist.broadcast(spares, src=0)
         fed = counts.sum(-1, keepdim=True) > 0  # a level that dropout left empty forgets nothing
         momentum = (1 - self.decay) * fed
-        before = self.cluster_size[books]
+        before, codebook = self.cluster_size[books], self.codebook[books]
         size = before.lerp(counts, momentum)
-        # The running sum is the code times its smoothed count.
-        total = (self.codebook[books] * self._smoothed(before)[..., None]).lerp(sums, momentum[..., None])
         uniform = size.mean(-1, keepdim=True)
-        dead = (size < self.threshold * uniform) & fed & spares.isfinite().all(-1)
+        dead = (size < self.threshold * uniform) & fed
         dead[:, 0] = False
-        size = torch.where(dead, uniform, size)
-        total = torch.where(dead[..., None], spares * uniform[..., None], total)
-        codebook = torch.where(fed[..., None], total / self._smoothed(size)[..., None], self.codebook[books])
+        spares = None
+        # Counts are sums over ranks, so all of them ask for spares or none. A GPU would make the program wait for the
+        # answer: there spares are always drawn.
+        if torch.compiler.is_compiling() or dead.device.type != "cpu" or dead.any():
+            spares = self._draw_spares(residuals, codes, weights)
+            dead &= spares.isfinite().all(-1)
+            size = torch.where(dead, uniform, size)
+        # The running sum is the code times its smoothed count.
+        mass = self._smoothed(size)
+        codebook.mul_((self._smoothed(before) * (1 - momentum) / mass)[..., None])
+        codebook.addcmul_(sums, (momentum / mass)[..., None])
+        if spares is not None:
+            codebook.copy_(torch.where(dead[..., None], spares * (uniform / mass)[..., None], codebook))
         codebook[:, 0] = 0.0
         self.cluster_size[books] = size
-        self.codebook[books] = codebook
+
+    def _draw_spares(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Vectors `(q, K, d)` for dead codes to move to, rank 0's on all ranks."""
+        # What does not count is not drawn: it is served by itself. It may be no number.
+        residuals = torch.where(weights[..., None], residuals, 0.0)
+        served = torch.where(weights[..., None], self.read(codes, slice(0, len(codes))), residuals)
+        spares = draw_badly_served(residuals, served, self.num_codes)
+        if is_distributed():
+            dist.broadcast(spares, src=0)
+        return spares
 
 
 class ResidualFiniteScalarQuantizer(ResidualQuantizer):
@@ -146,7 +166,7 @@ class ResidualFiniteScalarQuantizer(ResidualQuantizer):
         """Grid coordinates to vectors, through the symmetric interval [-1, 1]."""
         return torch.bmm(grid / self.top * 2 - 1, self.project_out[books].float()) + self.bias[books].float()
 
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
         return self._to_codes(self._grid(residual, books))
 
     def _to_codes(self, grid: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._higher_order_ops.scan import scan
 
-from .codebook_pose_tokenizer import repeat_what_counts, robust_sum
+from .codebook_pose_tokenizer import carry, repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .prediction_pose_tokenizer import PoseTokenizerPredictor, put_rows, take_rows
 
@@ -106,8 +106,12 @@ class ResidualQuantizer(nn.Module, ABC):
         self.predictor = PoseTokenizerPredictor(owners, self.dim)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
+    def tables(self) -> torch.Tensor | None:
+        """What lookups need again and again, for one walk."""
+        return None
+
     @abstractmethod
-    def lookup(self, residual: torch.Tensor, books: slice) -> torch.Tensor:
+    def lookup(self, residual: torch.Tensor, books: slice, tables: torch.Tensor | None = None) -> torch.Tensor:
         """Codes `(g, M)` of residuals `(g, M, d)` in the level's codebooks."""
 
     @abstractmethod
@@ -180,15 +184,16 @@ class ResidualQuantizer(nn.Module, ABC):
                 to be said; the levels behind one that is not said are silent too.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
+        tables = self.tables()
 
-        def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor) -> Tensors:
-            codes, residuals, speaks = [], [], there.clone() if price is not None else there
+        def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
+            codes, residuals, speaks = [], [], there.clone() if cost else there
 
             def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
                 heard = take_rows(there, groups)[..., None]
                 residuals.append(torch.where(heard, take_rows(goals, groups) - expected, 0.0))
-                codes.append(self.lookup(residuals[-1], books))
-                if price is not None:
+                codes.append(self.lookup(residuals[-1], books, tables))
+                for price in cost:
                     left = residuals[-1] - self.read(codes[-1], books)
                     gain = residuals[-1].square().sum(-1) - left.square().sum(-1)
                     speaks[groups] &= gain > price[groups]
@@ -198,7 +203,8 @@ class ResidualQuantizer(nn.Module, ABC):
             levels = self._advance(before, key, num_levels, say)
             return levels, torch.cat(codes), torch.cat(residuals)
 
-        decoded, codes, residuals = self._each_step(one_step, state, latents, seen)
+        costs = [] if price is None else [price.expand(len(latents), -1, -1)]
+        decoded, codes, residuals = self._each_step(one_step, state, latents, seen, *costs)
         return Walk(codes=codes.transpose(0, 1), residuals=residuals.transpose(0, 1), latents=decoded)
 
     def _advance(self, before: torch.Tensor, key: Key, num_levels: int, say: Say) -> torch.Tensor:
@@ -226,9 +232,20 @@ class ResidualQuantizer(nn.Module, ABC):
     ) -> list[torch.Tensor]:
         """What `one_step(before, key, *now)` gives for each code step, stacked; its first result is the next `before`.
 
-        In an export the loop is an operator of the graph, so that it runs as often as the input is long; a step that
-        is exported alone needs none.
+        Of `sequences` `(S, groups or codebooks, B, ...)` and of results, the first `(L + 1, G, B, d)`, others
+        `(codebooks, B, ...)`.
+
+        Where no step is predicted from another all are one. In an export the loop is an operator of the graph, so
+        that it runs as often as the input is long; a step that is exported alone needs none.
         """
+        if self.key_interval == 1:
+            steps, batch = len(sequences[0]), sequences[0].shape[2]
+            start = self.new_state(steps * batch, state.latents.device).latents
+            merged = one_step(start, True, *(sequence.transpose(0, 1).flatten(1, 2) for sequence in sequences))
+            parted = [each.unflatten(place, (steps, batch)) for each, place in zip(merged, (2, 1, 1), strict=False)]
+            results = [each.movedim(place, 0) for each, place in zip(parted, (2, 1, 1), strict=False)]
+            state.latents, state.step = results[0][-1], state.step + steps
+            return results
         if torch.compiler.is_exporting() and not isinstance(state.step, torch.Tensor):
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
@@ -238,11 +255,11 @@ class ResidualQuantizer(nn.Module, ABC):
 
             start = torch.full((), state.step, device=state.latents.device)
             return list(scan(combine, (state.latents, start), sequences)[1])
-        results = []
+        found = []
         for now in zip(*(sequence.unbind(0) for sequence in sequences), strict=True):
-            results.append(one_step(state.latents, self._is_key(state.step), *now))
-            state.latents, state.step = results[-1][0], state.step + 1
-        return [torch.stack(each) for each in zip(*results, strict=True)]
+            found.append(one_step(state.latents, self._is_key(state.step), *now))
+            state.latents, state.step = found[-1][0], state.step + 1
+        return [torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True)]
 
     def forward(
         self,
@@ -266,8 +283,7 @@ class ResidualQuantizer(nn.Module, ABC):
             inputs, there = self._arrange(latents, valid, seen)
             found = self.walk(inputs.detach(), there, num_levels)
             kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
-            rows = torch.arange(len(valid), device=latents.device)
-            quantized = found.latents[:, kept, :, rows].permute(1, 2, 0, 3)  # (S, G, B, d)
+            quantized = self._up_to(found.latents, kept)
             error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
             commitment = latents.new_zeros(())
             if self.training:
@@ -275,9 +291,8 @@ class ResidualQuantizer(nn.Module, ABC):
                 commitment, learned = self._losses(inputs, found, counts, kept, num_levels)
                 quantized = quantized + learned
                 # Latents that are no numbers make the loss none, for all to see; codebooks must outlive such a step.
-                sound = found.residuals.isfinite().all(-1)  # (q, S, B)
-                residuals = torch.where(sound[..., None], found.residuals, 0.0)
-                self.learn(residuals.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
+                sound = found.residuals.sum(-1).isfinite()  # (q, S, B)
+                self.learn(found.residuals.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
             # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
             passed = quantized + (inputs - inputs.detach())
         return QuantizerOutput(
@@ -286,6 +301,12 @@ class ResidualQuantizer(nn.Module, ABC):
             commitment_loss=commitment,
             quantization_error=error / (valid.sum() * self.num_groups * self.dim).clamp(min=1),
         )
+
+    def _up_to(self, latents: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Of latents `(S, L + 1, G, B, d)` those `(S, G, B, d)` of the levels that each sequence kept `(B,)`."""
+        by_sequence = latents.permute(3, 1, 0, 2, 4).flatten(0, 1)  # (B (L + 1), S, G, d)
+        first = torch.arange(len(kept), device=kept.device) * (self.num_levels + 1)
+        return by_sequence.index_select(0, first + kept).permute(1, 2, 0, 3)
 
     def _arrange(
         self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None
@@ -307,22 +328,32 @@ class ResidualQuantizer(nn.Module, ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Commitment and prediction loss, and zeros `(S, G, B, d)` that carry a codebook's own gradient.
 
-        The walk knows no gradients: here all steps are computed at once, from the latents that it found.
+        The walk knows no gradients. Those of the losses are simple enough to be written down, from what it found.
         """
-        goals = inputs.detach().transpose(0, 1).flatten(1, 2)  # (G, S B, d)
-        total, learned, key = inputs.new_zeros(()), torch.zeros_like(inputs), self._key_rows(inputs)
+        # What was looked up is what the prediction missed.
+        total, slope = robust_sum(found.residuals, counts)
+        predicted = self.predictor.carry(found.latents, slope, self.stages_of(num_levels), *self._kinds(inputs))
+        goals, decoded = inputs.detach().transpose(0, 1), found.latents.permute(1, 2, 0, 3, 4)  # (L + 1, G, S, B, d)
+        pull, learned = torch.zeros_like(goals), torch.zeros_like(inputs)
         for level, groups, own in self.stages_of(num_levels):
             # Latents stay near what is decoded of them (arXiv 1711.00937).
-            decoded = found.latents[:, level + 1, groups]
-            total = total + robust_sum(inputs[:, groups] - decoded, counts[own].transpose(0, 1))
-            present, past = self._inputs(found.latents, level, groups, own)
-            missed = goals[groups] - self._expected(present, past, own, key)
-            total = total + robust_sum(missed, counts[own].flatten(1))
+            missed = take_rows(goals, groups) - take_rows(decoded[level + 1], groups)
+            value, slope = robust_sum(missed, counts[own])
+            total = total + value
+            if inputs.requires_grad:
+                for group, row in zip(groups, slope, strict=True):
+                    pull[group] += row
             vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
             if vectors is not None:
-                carried = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
-                learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), carried.transpose(0, 1))
+                said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
+                learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), said.transpose(0, 1))
+        total = total - predicted + carry(pull.transpose(0, 1), inputs)
         return total / counts.sum().clamp(min=1), learned
+
+    def _kinds(self, latents: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Usual and key steps of latents `(S, ...)`."""
+        steps = range(len(latents))
+        return [step for step in steps if not self._is_key(step)], [step for step in steps if self._is_key(step)]
 
     def read_learned(self, residual: torch.Tensor, books: slice) -> torch.Tensor | None:
         """Vectors `(g, M, d)` for residuals with the gradient that the codebook learns from, where it has one."""

@@ -76,11 +76,11 @@ def test_kmeans_finds_well_separated_clusters() -> None:
 
 
 @quantizers
-@given(steps=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: int, seed: int) -> None:
+@given(steps=st.integers(1, 20), interval=st.sampled_from([1, 4]), seed=st.integers(0, 2**16))
+def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: int, interval: int, seed: int) -> None:
     """The closed loop written out for one sequence: prediction, lookup, and what the decoder then has."""
     quantizer = copy.deepcopy(trained_model(variant).quantizer)
-    quantizer.key_interval = 4
+    quantizer.key_interval = interval
     config = trained_model(variant).config
     predictor, dim = quantizer.predictor, quantizer.dim
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: 
     zero = torch.zeros(dim)
     past: dict[tuple[int, int], torch.Tensor] = {}
     for step in range(steps):
-        key = step % 4 == 0
+        key = step % interval == 0
         now = {(group, -1): zero for group in range(quantizer.num_groups)}
         for level in range(quantizer.num_levels):
             for group, name in enumerate(config.group_names):
@@ -115,6 +115,68 @@ def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: 
         past = now
         for group in range(quantizer.num_groups):
             torch.testing.assert_close(decoded[0, step, group], now[group, quantizer.num_levels - 1])
+
+
+@pytest.mark.parametrize("variant", ["parts", "fsq"])
+def test_without_prediction_in_time_a_stream_says_what_the_whole_says(variant: str) -> None:
+    """All steps are quantized as one then; where a sequence is cut, and who is in its batch, changes nothing."""
+    quantizer = copy.deepcopy(trained_model(variant).quantizer)
+    quantizer.key_interval = 1
+    latents = torch.randn(3, 12, quantizer.num_groups, quantizer.dim, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(3, 12, dtype=torch.bool)
+    whole = quantizer.encode(latents, valid)
+    state, pieces = quantizer.new_state(3, latents.device), []
+    for piece in latents.split(5, 1):
+        pieces.append(quantizer.encode(piece, valid[:, : piece.shape[1]], state=state))
+    assert state.step == 12 and state.latents.shape[2] == 3
+    assert torch.equal(torch.cat(pieces, -1), whole)
+    rows = [quantizer.decode(codes[None]) for codes in whole]
+    torch.testing.assert_close(quantizer.decode(whole), torch.cat(rows))
+
+
+@quantizers
+@pytest.mark.parametrize("interval", [0, 1, 3])
+def test_the_losses_and_their_gradients_are_those_of_the_formula(variant: str, interval: int) -> None:
+    """Written down in the code, differentiated here: what the prediction missed, and how far latents are from what is
+    decoded of them."""
+    quantizer = copy.deepcopy(trained_model(variant).quantizer).train()
+    quantizer.key_interval = interval
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 7, quantizer.num_groups, quantizer.dim, generator=generator, requires_grad=True)
+    seen = torch.rand(4, 7, quantizer.num_groups, generator=generator) < 0.8
+    valid = torch.arange(7) < torch.tensor([[7], [7], [4], [2]])
+    variables = [latents, *quantizer.predictor.parameters()]
+    inputs, there = quantizer._arrange(latents, valid, seen)
+    found, levels = quantizer.walk(inputs.detach(), there, quantizer.num_levels), quantizer.num_levels
+    counts = quantizer._counts(there, torch.tensor([levels, 1, levels, levels]), levels)
+    loss, _ = quantizer._losses(inputs, found, counts, torch.full((4,), levels), levels)
+    total, goals = torch.zeros(()), inputs.detach().transpose(0, 1).flatten(1, 2)
+    for level, groups, own in quantizer.stages:
+        present, past = quantizer._inputs(found.latents, level, groups, own)
+        expected = quantizer._expected(present, past, own, quantizer._key_rows(inputs))
+        missed = (goals[groups] - expected).unflatten(1, (7, 4))
+        far = (inputs[:, groups] - found.latents[:, level + 1, groups]).transpose(0, 1)
+        for difference in (missed, far):
+            robust = 2 * ((1 + difference.square().mean(-1)).sqrt() - 1)
+            total = total + (robust * counts[own]).sum()
+    total = total / counts.sum()
+    torch.testing.assert_close(loss, total)
+    gradients = (torch.autograd.grad(value, variables, retain_graph=True) for value in (loss, total))
+    for mine, naive in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, naive, rtol=1e-4, atol=1e-7)
+
+
+def test_spares_are_drawn_only_when_a_code_has_died() -> None:
+    quantizer = copy.deepcopy(trained_model("whole").quantizer).train()
+    assert isinstance(quantizer, ResidualVectorQuantizer)
+    quantizer.dropout = 0.0
+    latents, valid = torch.randn(2, 5, 1, quantizer.dim), torch.ones(2, 5, dtype=torch.bool)
+    drawn = []
+    for size in (1.0, 0.0):
+        quantizer.cluster_size[0, 5], before = size, torch.get_rng_state()
+        quantizer(latents, valid)
+        drawn.append(not torch.equal(torch.get_rng_state(), before))
+    assert drawn == [False, True]
 
 
 def test_what_is_not_seen_says_that_the_prediction_stands() -> None:
