@@ -144,8 +144,8 @@ class BlockCodec:
 class ScalarCoder:
     """One uniform scalar quantizer for all coefficients, and an ideal entropy coder with a Laplace model for each.
 
-    One step size for all is reverse water-filling at high rate (Cover & Thomas, Elements of Information Theory, section
-    10.3.3).
+    One step size for all is reverse water-filling at high rate (Cover & Thomas, Elements of Information Theory,
+    section 10.3.3).
 
     Attributes:
         hop_length: Frames of a block.
