@@ -7,6 +7,7 @@ pytest-xdist workers and by the commands that tests start.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# A shell has its background jobs ignore Ctrl-C, and commands inherit that: those that tests start must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
 

@@ -415,7 +415,7 @@ def test_from_config(fields):
         (np.zeros((3, 17, 3)), -25.0, "fps is -25.0"),
         (np.zeros((3, 17, 3)), float("nan"), "fps is nan"),
         (np.zeros((90, 17, 3)), 1e-9, r"90 frames at 1e-09 fps would become 2\d{12} at 25; expected 18000 at most"),
-        (np.zeros((60_000, 17, 3)), 0.2, "60000 frames would become 7499876 at another frame rate; expected 5263441"),
+        (np.zeros((60_000, 17, 3)), 0.2, "60000 frames would become 7499876 at another frame rate; expected 5263440"),
         ([np.zeros((3, 17, 3))] * 2, [25.0], "fps has 1 values; expected one, or 2"),
     ],
 )
