@@ -65,6 +65,7 @@ def launch(script: Path, args: list[str]) -> str:
     return done.stderr
 
 
+@pytest.mark.slow  # three launches; what FSDP does to codebooks is tested above in one
 def test_a_sharded_run_by_its_launch_configuration_follows_ddp_and_goes_on(tmp_path: Path) -> None:
     """Where accelerate does not shard, on a CPU, the same launch is DDP, and says so."""
     write_sequences(tmp_path / "data" / "train", 8, seed=1)
