@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from linear import ScalarCoder, fill_missing, from_blocks, hand_scale, mean_points, split_clip, to_blocks
+from linear import ScalarCoder, fill_missing, from_blocks, hand_scale, mean_points, mean_sizes, split_clip, to_blocks
 
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
 
@@ -79,7 +79,7 @@ class CosineCoder(ScalarCoder):
                 axes = torch.linalg.eigh((left[said].T @ left[said]).double())[1].flip(-1).float()
                 coefficients = torch.where(said[:, None], left @ axes, 0.0)
                 self.models[group, number] = predictor, axes
-                laplace.append(coefficients.abs().mean(0).clamp(min=1e-6).double())
+                laplace.append(mean_sizes(coefficients))
                 restored = self.restore(self.quantize(coefficients), laplace[-1])
                 decoded[:, band] = (inputs @ predictor + restored @ axes.T).unflatten(1, (len(band), -1))
             trunk = decoded if trunk is None else trunk

@@ -141,6 +141,11 @@ class BlockCodec:
 # ---- transform coding -----------------------------------------------------------------------------------------------
 
 
+def mean_sizes(coefficients: torch.Tensor) -> torch.Tensor:
+    """Mean size (Q,) of training coefficients (M, Q): the Laplace models that make them most likely."""
+    return coefficients.abs().mean(0).clamp(min=1e-6).double()
+
+
 class ScalarCoder:
     """One uniform scalar quantizer for all coefficients, and an ideal entropy coder with a Laplace model for each.
 
@@ -151,17 +156,13 @@ class ScalarCoder:
         hop_length: Frames of a block.
         step: Step size in scaled shoulder widths.
         rounding: |c| / step is rounded down after this is added: 0.5 is the nearest value, less widens the zero.
-        laplace: Mean size (Q,) of each training coefficient.
+        laplace: Mean size (Q,) of each training coefficient, see `mean_sizes`.
     """
 
     hop_length: int
     step: float
     rounding = 0.4
     laplace: torch.Tensor
-
-    def fit_models(self, coefficients: torch.Tensor) -> None:
-        """Fits the entropy coder to training coefficients (M, Q), by maximum likelihood."""
-        self.laplace = coefficients.abs().mean(0).clamp(min=1e-6).double()
 
     def quantize(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Coefficients to whole numbers of the same shape."""
@@ -208,7 +209,7 @@ class TransformCoder(BlockCodec, ScalarCoder):
         return self.mean.numel() + self.axes.numel() + self.laplace.numel()
 
     def fit(self, clips: Sequence[np.ndarray]) -> None:
-        self.fit_models(self.fit_axes(clips))
+        self.laplace = mean_sizes(self.fit_axes(clips))
 
     def encode_decode(self, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points (T, N, C) and integers (Q, S), one per coefficient and block."""

@@ -245,7 +245,7 @@ def convolve_in_time(
     return conv(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def silence(hidden_states: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+def mask_steps(hidden_states: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
     """`(B, S, V, C)`, zeros where `step_mask` `(B, S)` is False: by `where`, since what stands there may be NaN."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     # Windows are real to the last step. To ask costs a CPU less than to copy; a GPU would have to wait for the answer.
@@ -272,6 +272,6 @@ class PoseTokenizerBlock(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """`(B, S, V, C)` to the same shape; steps that are False in `step_mask` `(B, S)` reach no other step."""
         inside = F.gelu(self.graph_conv(self.norm(hidden_states)))
-        inside = silence(inside, step_mask)
+        inside = mask_steps(inside, step_mask)
         inside = convolve_in_time(self.temporal_conv, inside, self.causal, cache, self.layer)
         return hidden_states + self.projection(F.gelu(inside))

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
-from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold, last_seen, silence
+from .graph_pose_tokenizer import CodecGraph, PoseTokenizerPaddingCache, hold, last_seen, mask_steps
 from .loss_pose_tokenizer import LossInputs, PoseTokenizerLoss
 from .network_pose_tokenizer import PoseTokenizerDecoder, PoseTokenizerEncoder
 from .quantization_pose_tokenizer import QUANTIZERS, broadcast_module
@@ -512,7 +512,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             step_mask = torch.ones(batch, steps, dtype=torch.bool, device=latents.device)
         else:
             step_mask = self.get_pose_codes_mask(padding_mask)
-        latents = silence(latents, step_mask)
+        latents = mask_steps(latents, step_mask)
         poses = self.decoder(latents.to(self.decoder.norm.weight.dtype), step_mask, cache)
         poses = poses.index_select(2, self.keypoint_place)
         if padding_mask is not None:

@@ -18,7 +18,7 @@ from .graph_pose_tokenizer import (
     PoseTokenizerPooling,
     PoseTokenizerUnpooling,
     convolve_in_time,
-    silence,
+    mask_steps,
     temporal_conv,
 )
 
@@ -153,6 +153,6 @@ class PoseTokenizerRefinement(nn.Module):
         refined = poses
         for number, conv in enumerate((self.conv_in, self.conv_out)):
             refined = F.gelu(refined) if number else refined
-            refined = silence(refined, frame_mask)
+            refined = mask_steps(refined, frame_mask)
             refined = convolve_in_time(conv, refined, self.causal, cache, self.layer + number)
         return poses + refined
