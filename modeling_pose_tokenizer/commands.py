@@ -23,7 +23,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 def _end_again(number: int, frame: FrameType | None) -> NoReturn:
     """The second time."""
-    _say("\n")  # a progress bar may still stand in the line
+    _say()
     os._exit(STOPPED)
 
 
@@ -76,11 +76,11 @@ def run_command(main: Callable[[], int | None], stopped: str, *errors: type[Exce
         sys.exit(STOPPED)
 
 
-def _say(before: str = "") -> None:
+def _say() -> None:
     """Says it once, whatever the number of ranks: a launcher tells each process which one it is."""
     global _sentence  # noqa: PLW0603
     if _sentence and int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0) == 0:
-        os.write(2, f"{before}{_sentence}\n".encode())
+        os.write(2, f"\n{_sentence}\n".encode())  # ^C stands in the line, or a progress bar that nothing closed
     _sentence = ""
 
 

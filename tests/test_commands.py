@@ -98,7 +98,7 @@ def test_nothing_else_touches_signals_on_import() -> None:
 def test_while_it_imports(where: str, folder: Path, tmp_path: Path) -> None:
     done = interrupt(AT_IMPORT, where, [ROOT / "scripts" / "extract_tokens.py", "--help"])
     assert done.returncode == 130 and not done.stdout
-    assert done.stderr == "Stopped before anything was done: the same command begins again.\n"
+    assert done.stderr == "\nStopped before anything was done: the same command begins again.\n"
 
 
 def test_a_job_in_the_background_goes_on() -> None:
