@@ -1,4 +1,5 @@
-"""Transform coding that knows the body: cosines in time, principal axes within each band and token group.
+"""Transform coding that knows the body: cosines in time, principal axes within each band and token group; and the
+same as a text of tokens.
 
 Letters: T frames, N keypoints, C coordinates, S blocks of h frames, M training blocks, J keypoints of a group, F = h
 frequencies, Q coefficients of a block.
@@ -9,15 +10,18 @@ frequencies. Hands and face are coded as what does not follow, by linear regress
 body of the same block: the wrist is said once. All blocks stand by themselves.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import tokenizers
 import torch
 from linear import ScalarCoder, fill_missing, from_blocks, hand_scale, mean_points, mean_sizes, split_clip, to_blocks
 
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
 
 RIDGE = 1e-3  # relative to the mean energy of what is predicted from
+VOCABULARY = 2048  # tokens; half and twice as many make no shorter text
 
 
 def cosine_bands(length: int) -> tuple[torch.Tensor, list[list[int]]]:
@@ -67,6 +71,7 @@ class CosineCoder(ScalarCoder):
         self.models: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         trunk: torch.Tensor | None = None
         laplace: list[torch.Tensor] = []
+        self.integers: list[torch.Tensor] = []  # (M, q) of each group and band
         for group, spectrum in enumerate(self.training):  # (M, F, J C)
             said, decoded = self.seen[:, group], torch.zeros_like(spectrum)
             for number, band in enumerate(self.bands):
@@ -80,7 +85,8 @@ class CosineCoder(ScalarCoder):
                 coefficients = torch.where(said[:, None], left @ axes, 0.0)
                 self.models[group, number] = predictor, axes
                 laplace.append(mean_sizes(coefficients))
-                restored = self.restore(self.quantize(coefficients), laplace[-1])
+                self.integers.append(self.quantize(coefficients))
+                restored = self.restore(self.integers[-1], laplace[-1])
                 decoded[:, band] = (inputs @ predictor + restored @ axes.T).unflatten(1, (len(band), -1))
             trunk = decoded if trunk is None else trunk
         self.laplace = torch.cat(laplace)
@@ -121,3 +127,50 @@ class CosineCoder(ScalarCoder):
         """What a band is predicted from (count, ...): 1, and the decoded body's band if there is one."""
         one = torch.ones(count, 1)
         return one if trunk is None else torch.cat([trunk[:, band].flatten(1), one], 1)
+
+
+class PairCoder(CosineCoder):
+    """The same integers as a text in one vocabulary, by byte-pair encoding, as FAST does with the actions of robots
+    (arXiv 2501.09747): without an entropy coder, each token for log2 of the vocabulary's size.
+
+    A group of a block is a word: its integers, those that are largest in training first, up to the last that is not 0,
+    and a mark for the end.
+    """
+
+    def set_rate(self, step: float) -> None:
+        super().set_rate(step)
+        sizes = [spectrum[0].numel() for spectrum in self.training]
+        self.order = [part.argsort(descending=True, stable=True).numpy() for part in self.laplace.split(sizes)]
+        self.sizes = sizes
+        integers = torch.cat(self.integers, 1)
+        words = self._words(integers.T.long().numpy())
+        extent = int(integers.abs().max())
+        marks = [self._letter(value) for value in range(-extent, extent + 1)] + [
+            self._end(g) for g in range(len(sizes))
+        ]
+        self.pairs = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+        options = {"vocab_size": VOCABULARY, "special_tokens": ["?"], "show_progress": False}
+        self.pairs.train_from_iterator(words, tokenizers.trainers.BpeTrainer(initial_alphabet=marks, **options))
+
+    def token_bits_per_frame(self, codes: Sequence[np.ndarray]) -> float:
+        """Bits of the tokens of some clips' integers (Q, S). An integer beyond those of training takes two tokens."""
+        tokens = [encoding.tokens for clip in codes for encoding in self.pairs.encode_batch(self._words(clip))]
+        count = sum(len(text) + text.count("?") for text in tokens)
+        return count * math.log2(VOCABULARY) / sum(clip.shape[1] * self.hop_length for clip in codes)
+
+    def _words(self, codes: np.ndarray) -> list[str]:
+        """Integers (Q, S) as a word for each group and block."""
+        words = []
+        for group, rows in enumerate(np.split(codes, np.cumsum(self.sizes)[:-1])):
+            for column in rows[self.order[group]].T:
+                said = column[: np.flatnonzero(column).max(initial=-1) + 1]
+                words.append("".join(map(self._letter, said)) + self._end(group))
+        return words
+
+    @staticmethod
+    def _letter(value: int) -> str:
+        return chr(0x8000 + int(value))  # far from spaces and marks, at which a text may be cut
+
+    @staticmethod
+    def _end(group: int) -> str:
+        return chr(0x3400 + group)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cosine import CosineCoder
+from cosine import CosineCoder, PairCoder
 from linear import BlockVQ, PredictiveVQ, TransformCoder, training_windows
 from peers import ConvRVQ, FrameTransformerFSQ, JointSTGCN, SeparateConvVQ
 from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
@@ -271,9 +271,9 @@ ROWS: dict[str, Row] = {
     "ours": Row(Ours, {**OURS, "levels": (6, 1, 6, 6)}, (1, 2, 3, 6), (0, 1, 2)),
     "ours_20": Row(Ours, {**OURS, "levels": (3, 1, 3, 3), "quantizer_dropout": 0.0}),
     "ours_5": Row(Ours, {**OURS, "levels": (1, 1, 1, 1), "codebook_size": 32, "quantizer_dropout": 0.0}),
-    "momask_256": Row(Peer, {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}, (2, 4, 8, 16), (0, 1, 2)),
+    "momask_256": Row(Peer, {"kind": ConvRVQ, "width": 256, "levels": 16, "dropout": 0.0}, (2, 4, 8, 16)),
     "momask_512": Row(Peer, {"kind": ConvRVQ, "width": 512, "levels": 16, "dropout": 0.0}, (2, 4, 8, 16)),
-    "soke": Row(Peer, {"kind": SeparateConvVQ, "width": 256}),
+    "soke": Row(Peer, {"kind": SeparateConvVQ, "width": 256}, seeds=(0, 1, 2)),  # the strongest of them
     "sign_vq": Row(Peer, {"kind": FrameTransformerFSQ, "width": 128, "heads": 4, "layers": 3}),
     "st_gcn": Row(Peer, {"kind": JointSTGCN, "width": 24, "blocks": 3}),
 }
@@ -303,8 +303,8 @@ LINEAR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     for name, weight in (("", 1.0), ("_hands", 5.0))
 }
 LINEAR_ROWS |= {
-    f"cosine_{block}{name}": ("cosine", {"block": block, "hand_weight": weight})
-    for block in (8, 16)
+    f"{kind}_{block}{name}": (kind, {"block": block, "hand_weight": weight})
+    for kind, block in (("cosine", 8), ("cosine", 16), ("pairs", 16))
     for name, weight in (("", 1.0), ("_hands", 5.0))
 }
 LINEAR_ROWS |= {
@@ -325,8 +325,8 @@ def linear_points(benchmark: Benchmark, kind: str, **options: Any) -> Iterator[t
         for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
             transform.step = float(step)
             yield transform, None
-    elif kind == "cosine":
-        cosine = CosineCoder(benchmark.layout, **options)
+    elif kind in ("cosine", "pairs"):
+        cosine = (PairCoder if kind == "pairs" else CosineCoder)(benchmark.layout, **options)
         cosine.fit(windows)
         for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
             cosine.set_rate(float(step))
@@ -362,6 +362,9 @@ def run_linear(benchmark: Benchmark, name: str) -> dict[str, Any]:
             else:
                 bits = entropy_bits(known, codes, codec.codebook_sizes, codec.hop_length)
             point["val"][val_set] = errors.compute() | {"bits_entropy": bits}
+            if isinstance(codec, PairCoder):
+                point["val"][val_set]["bits_tokens"] = codec.token_bits_per_frame(codes)
+                point["bits_fixed"] = point["bits_fixed"] or point["val"][val_set]["bits_tokens"]  # the first set's
         points.append(point)
     minutes = round((time.perf_counter() - start) / 60, 1)
     return {"parameters": codec.num_parameters, "minutes": minutes, "points": points}

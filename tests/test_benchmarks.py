@@ -18,7 +18,7 @@ from modeling_pose_tokenizer.skeleton_pose_tokenizer import get_skeleton
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # as python does for a script there
 
-from cosine import CosineCoder, cosine_bands
+from cosine import CosineCoder, PairCoder, cosine_bands
 from linear import BlockVQ, PredictiveVQ, TransformCoder, fill_missing, split_clip, training_windows
 from protocol import Benchmark, PartErrors, batches, entropy_bits, load_benchmark
 
@@ -299,6 +299,33 @@ def test_a_group_that_is_not_shown_costs_nothing_and_follows_the_body(benchmark_
     moved[..., :2] += np.linspace(0, 1, len(clip), dtype=np.float32)[:, None, None]
     shift = coder.encode_decode(moved)[0][:, hand] - points[:, hand]
     assert abs(shift[-1].mean() - shift[0].mean()) > 0.1
+
+
+def test_pairs_are_the_same_integers_as_a_text(benchmark_data: Benchmark) -> None:
+    coders = CosineCoder(LAYOUT, 8), PairCoder(LAYOUT, 8)
+    for coder in coders:
+        coder.fit(benchmark_data.train)
+        coder.set_rate(0.1)
+    clip = benchmark_data.val["val"][0]
+    codes, same = (coder.encode_decode(clip)[1] for coder in coders)
+    np.testing.assert_array_equal(same, codes)
+    pairs = coders[1]
+    words = pairs._words(codes)
+    assert len(words) == len(LAYOUT.group_keypoints) * codes.shape[1]
+    read, first = np.zeros_like(codes), np.cumsum([0, *pairs.sizes])
+    tokens = 0
+    for number, word in enumerate(words):
+        text = pairs.pairs.encode(word).tokens
+        assert "".join(text) == word
+        tokens += len(text)
+        group, block = divmod(number, codes.shape[1])
+        assert word[-1] == pairs._end(group)
+        for place, letter in enumerate(word[:-1]):
+            read[first[group] + pairs.order[group][place], block] = ord(letter) - 0x8000
+    np.testing.assert_array_equal(read, codes)
+    assert pairs.token_bits_per_frame([codes]) == pytest.approx(tokens * 11 / (8 * codes.shape[1]))
+    codes[0] = 10**4
+    assert pairs.token_bits_per_frame([codes]) > tokens * 11 / (8 * codes.shape[1])
 
 
 def test_the_entropy_coder_expects_what_a_laplace_source_gives(benchmark_data: Benchmark) -> None:
