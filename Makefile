@@ -3,7 +3,7 @@
 # Both prepare .venv by themselves. `make setup TORCH="torch --index-url URL"` installs another build of torch.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test pytest test-slow lint format clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -60,7 +60,11 @@ demo: $(VENV)/.installed-demo
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 
-test: lint
+# Side by side: mypy takes one core for the better part of a minute.
+test: setup
+	$(MAKE) --jobs 2 lint pytest
+
+pytest: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --quiet
 
 test-slow: setup

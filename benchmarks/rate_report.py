@@ -22,11 +22,13 @@ from modeling_pose_tokenizer.visualization import draw_curves
 PARTS = ("hands", "hands_relative", "body", "face")
 RATES = (5, 10, 20, 40)
 FIGURE_ROWS = {
-    "ours": "ours",
-    "predictive_vq": "closed-loop linear VQ",
-    "klt_16_hands": "KLT, 16 frames, entropy-coded",
-    "cosine_16_hands": "cosines, 16 frames, entropy-coded",
+    "ours": "this codec",
     "momask_256": "MoMask-style RVQ-VAE",
+    "soke": "SOKE-style VQ-VAEs",
+    "predictive_vq": "closed-loop linear VQ",
+    "klt_16": "KLT, 16 frames",
+    "cosine_16": "cosines, 16 frames",
+    "pairs_16": "cosines, 16 frames, as tokens",
 }
 
 
@@ -79,6 +81,21 @@ def table(rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
     return "\n".join(lines)
 
 
+def curves(
+    rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], val: str, part: str, coded: bool
+) -> dict[str, list[tuple[float, float]]]:
+    """Label -> (bits, error of a part) of a val set's rates, for the rows whose bits can be counted so."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, label in FIGURE_ROWS.items():
+        for point in rows[name][1] if name in rows else ():
+            values = point["val"][val]
+            bits = values["bits_entropy"] if coded else values.get("bits_tokens", point["bits_fixed"])
+            # Tokens with an entropy coder are the transform code again.
+            if bits is not None and not (coded and "bits_tokens" in values):
+                found.setdefault(label, []).append((bits, values[part]))
+    return {label: sorted(points) for label, points in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="runs (default: beside this file)")
@@ -97,14 +114,13 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps({name: points for name, (_, points) in rows.items()}, indent=1), "utf-8")
     if args.figure:
-        curves, part = {}, "hands" if "hands" in next(iter(rows.values()))[1][0]["val"][args.val] else "all"
-        for name, label in FIGURE_ROWS.items():
-            if name in rows:
-                values = [point["val"][args.val] for point in rows[name][1]]
-                curves[label] = sorted((value["bits_entropy"], value[part]) for value in values)
+        part = "hands" if "hands" in next(iter(rows.values()))[1][0]["val"][args.val] else "all"
         subject = "hands" if part == "hands" else "all keypoints"
-        axes = ("bits per frame, entropy-coded", f"error of {subject}, % of shoulder width")
-        draw_curves(curves, *axes).savefig(args.figure, dpi=140)
+        panels = {
+            "bits per frame, every code for log2 K": curves(rows, args.val, part, coded=False),
+            "bits per frame, entropy-coded": curves(rows, args.val, part, coded=True),
+        }
+        draw_curves(panels, f"error of {subject}, % of shoulder width").savefig(args.figure, dpi=140)
 
 
 if __name__ == "__main__":

@@ -161,8 +161,10 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Figure:
-    """Named curves of (x, y) points over a logarithmic x axis.
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], y_label: str) -> Figure:
+    """Named curves of (x, y) points over logarithmic x axes, side by side: x label -> name -> points.
+
+    A name has one colour in all panels, and one line in the legend.
 
     Raises:
         ValueError: no curve.
@@ -170,21 +172,26 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: st
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    if not curves:
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    if not names:
         raise ValueError("There is no curve to draw.")
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4.6 * len(panels), 4.8), layout="constrained")
     # Okabe and Ito's colours, which colour-blind readers tell apart.
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-    for (name, points), colour, marker in zip(curves.items(), colours, "os^Dv<", strict=False):
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name)
-    axes.set(xscale="log", xlabel=x_label, ylabel=y_label, ylim=(0, None))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xticks([2, 5, 10, 20, 40])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    styles = dict(zip(names, zip(colours, "os^Dv<*", strict=True), strict=False))
+    lines = {}
+    for axes, (x_label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in curves.items():
+            colour, marker = styles[name]
+            lines[name] = axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4)[0]
+        axes.set(xscale="log", xlabel=x_label, ylim=(0, None))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xticks([2, 5, 10, 20, 40])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel(y_label)
+    figure.legend(lines.values(), lines, frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
