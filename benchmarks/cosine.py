@@ -22,6 +22,7 @@ from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
 
 RIDGE = 1e-3  # relative to the mean energy of what is predicted from
 VOCABULARY = 2048  # tokens; half and twice as many make no shorter text
+LARGEST = 40  # integer that is a letter of the text; larger ones take two tokens
 
 
 def cosine_bands(length: int) -> tuple[torch.Tensor, list[list[int]]]:
@@ -143,19 +144,17 @@ class PairCoder(CosineCoder):
         self.order = [part.argsort(descending=True, stable=True).numpy() for part in self.laplace.split(sizes)]
         self.sizes = sizes
         integers = torch.cat(self.integers, 1)
-        words = self._words(integers.T.long().numpy())
-        extent = int(integers.abs().max())
-        marks = [self._letter(value) for value in range(-extent, extent + 1)] + [
-            self._end(g) for g in range(len(sizes))
-        ]
-        self.pairs = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
-        options = {"vocab_size": VOCABULARY, "special_tokens": ["?"], "show_progress": False}
-        self.pairs.train_from_iterator(words, tokenizers.trainers.BpeTrainer(initial_alphabet=marks, **options))
+        letters = {self._letter(value) for value in range(-LARGEST - 1, LARGEST + 1)}
+        alphabet = [*sorted(letters), *map(self._end, range(len(sizes)))]
+        self.pairs = tokenizers.Tokenizer(tokenizers.models.BPE())
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
+        self.pairs.train_from_iterator(self._words(integers.T.long().numpy()), trainer)
 
     def token_bits_per_frame(self, codes: Sequence[np.ndarray]) -> float:
-        """Bits of the tokens of some clips' integers (Q, S). An integer beyond those of training takes two tokens."""
-        tokens = [encoding.tokens for clip in codes for encoding in self.pairs.encode_batch(self._words(clip))]
-        count = sum(len(text) + text.count("?") for text in tokens)
+        """Bits of the tokens of some clips' integers (Q, S). Which large one a letter means, another token says."""
+        words = [word for clip in codes for word in self._words(clip)]
+        count = sum(len(encoding.ids) for encoding in self.pairs.encode_batch(words))
+        count += sum(word.count(self._letter(LARGEST + 1)) for word in words)
         return count * math.log2(VOCABULARY) / sum(clip.shape[1] * self.hop_length for clip in codes)
 
     def _words(self, codes: np.ndarray) -> list[str]:
@@ -169,7 +168,8 @@ class PairCoder(CosineCoder):
 
     @staticmethod
     def _letter(value: int) -> str:
-        return chr(0x8000 + int(value))  # far from spaces and marks, at which a text may be cut
+        """Far from spaces and marks, at which a text may be cut; one for all that are large."""
+        return chr(0x8000 + int(value if abs(value) <= LARGEST else -LARGEST - 1))
 
     @staticmethod
     def _end(group: int) -> str:

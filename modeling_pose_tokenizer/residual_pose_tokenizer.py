@@ -76,6 +76,12 @@ Key = bool | torch.Tensor
 Say = Callable[[torch.Tensor, list[int], slice], torch.Tensor]
 
 
+def split_steps(sequence: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """`(S, g, B, ...)` to `count` sequences of `length` steps, filled up with zeros: `(length, g, count B, ...)`."""
+    missing = sequence.new_zeros(count * length - len(sequence), *sequence.shape[1:])
+    return torch.cat([sequence, missing]).unflatten(0, (count, length)).movedim(0, 2).flatten(2, 3)
+
+
 class ResidualQuantizer(nn.Module, ABC):
     """What RVQ and FSQ share: the walk over code steps and levels, each on what prediction and the levels before it
     left over.
@@ -235,18 +241,23 @@ class ResidualQuantizer(nn.Module, ABC):
         Of `sequences` `(S, groups or codebooks, B, ...)` and of results, the first `(L + 1, G, B, d)`, others
         `(codebooks, B, ...)`.
 
-        Where no step is predicted from another all are one. In an export the loop is an operator of the graph, so
-        that it runs as often as the input is long; a step that is exported alone needs none.
+        No step is predicted across a key step: what lies between two of them is one sequence of many, so that the
+        loop is no longer than `key_interval`, however long the input. In an export the loop is an operator of the
+        graph, so that it runs as often as the input is long; a step that is exported alone needs none.
         """
-        if self.key_interval == 1:
-            steps, batch = len(sequences[0]), sequences[0].shape[2]
-            start = self.new_state(steps * batch, state.latents.device).latents
-            merged = one_step(start, True, *(sequence.transpose(0, 1).flatten(1, 2) for sequence in sequences))
-            parted = [each.unflatten(place, (steps, batch)) for each, place in zip(merged, (2, 1, 1), strict=False)]
-            results = [each.movedim(place, 0) for each, place in zip(parted, (2, 1, 1), strict=False)]
+        interval, (steps, _, batch) = self.key_interval, sequences[0].shape[:3]
+        in_graph = torch.compiler.is_exporting() and not isinstance(state.step, torch.Tensor)
+        if interval == 1 or (not in_graph and 0 < interval < steps and self._is_key(state.step)):
+            count = -(-steps // interval)
+            apart = self.new_state(count * batch, state.latents.device)
+            results = self._loop(one_step, apart, *(split_steps(each, count, interval) for each in sequences))
+            results = [
+                each.unflatten(place, (count, batch)).movedim(place, 0).flatten(0, 1)[:steps]
+                for each, place in zip(results, (3, 2, 2), strict=False)
+            ]
             state.latents, state.step = results[0][-1], state.step + steps
             return results
-        if torch.compiler.is_exporting() and not isinstance(state.step, torch.Tensor):
+        if in_graph:
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
                 before, number = carry
@@ -255,6 +266,12 @@ class ResidualQuantizer(nn.Module, ABC):
 
             start = torch.full((), state.step, device=state.latents.device)
             return list(scan(combine, (state.latents, start), sequences)[1])
+        return self._loop(one_step, state, *sequences)
+
+    def _loop(
+        self, one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """One step after the other."""
         found = []
         for now in zip(*(sequence.unbind(0) for sequence in sequences), strict=True):
             found.append(one_step(state.latents, self._is_key(state.step), *now))

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,11 +118,13 @@ def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: 
             torch.testing.assert_close(decoded[0, step, group], now[group, quantizer.num_levels - 1])
 
 
+@pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("variant", ["parts", "fsq"])
-def test_without_prediction_in_time_a_stream_says_what_the_whole_says(variant: str) -> None:
-    """All steps are quantized as one then; where a sequence is cut, and who is in its batch, changes nothing."""
+def test_a_stream_says_what_the_whole_says(variant: str, interval: int) -> None:
+    """What lies between key steps is quantized side by side; where a sequence is cut, and who is in its batch, changes
+    nothing."""
     quantizer = copy.deepcopy(trained_model(variant).quantizer)
-    quantizer.key_interval = 1
+    quantizer.key_interval = interval
     latents = torch.randn(3, 12, quantizer.num_groups, quantizer.dim, generator=torch.Generator().manual_seed(0))
     valid = torch.ones(3, 12, dtype=torch.bool)
     whole = quantizer.encode(latents, valid)
@@ -130,8 +133,10 @@ def test_without_prediction_in_time_a_stream_says_what_the_whole_says(variant: s
         pieces.append(quantizer.encode(piece, valid[:, : piece.shape[1]], state=state))
     assert state.step == 12 and state.latents.shape[2] == 3
     assert torch.equal(torch.cat(pieces, -1), whole)
-    rows = [quantizer.decode(codes[None]) for codes in whole]
+    rows, state = [quantizer.decode(codes[None]) for codes in whole], quantizer.new_state(3, latents.device)
     torch.testing.assert_close(quantizer.decode(whole), torch.cat(rows))
+    pieces = [quantizer.decode(piece, state) for piece in whole.split(5, -1)]
+    torch.testing.assert_close(quantizer.decode(whole), torch.cat(pieces, 1))
 
 
 @quantizers
@@ -188,6 +193,22 @@ def test_what_is_not_seen_says_that_the_prediction_stands() -> None:
     unseen = [book for book, (group, _) in enumerate(trained_model("parts").config.codebook_index) if "left" in group]
     assert not codes[:, unseen, 3:6].any()
     assert not quantizer.codebook[:, 0].any()
+
+
+@pytest.mark.parametrize(("interval", "rounds"), [(0, 40), (1, 1), (7, 7), (64, 40)])
+def test_the_loop_is_no_longer_than_from_key_step_to_key_step(interval: int, rounds: int) -> None:
+    quantizer = copy.deepcopy(trained_model("parts").quantizer)
+    quantizer.key_interval, count = interval, 0
+    advance = quantizer._advance
+
+    def counted(*inputs: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return advance(*inputs)
+
+    quantizer._advance = counted
+    quantizer.encode(torch.randn(2, 40, quantizer.num_groups, quantizer.dim), torch.ones(2, 40, dtype=torch.bool))
+    assert count == rounds
 
 
 def test_prediction_pays_where_motion_is_smooth() -> None:
