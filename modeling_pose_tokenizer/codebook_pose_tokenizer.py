@@ -5,8 +5,9 @@ Letters: G token groups, M vectors, d dimensions of a latent, K codes per codebo
 
 import torch
 
-# Scores computed at a time on a CPU: half a megabyte of floats stays in a core's second-level cache.
-SCORES_PER_CHUNK = 2**17
+# Scores computed at a time on a CPU: fewer would stay in a core's own cache, but their product, most of the work, would
+# be further from the processor's rate.
+SCORES_PER_CHUNK = 2**20
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
 # Below so many scores one pass of torch.argmin is over before the operations of two levels have begun.
