@@ -5,8 +5,8 @@ Letters: G token groups, M vectors, d dimensions of a latent, K codes per codebo
 
 import torch
 
-# Scores computed at a time on a CPU: fewer would stay in a core's own cache, but their product, most of the work, would
-# be further from the processor's rate.
+# Scores computed at a time on a CPU: fewer would stay in a core's own cache, but make the product, most of the work,
+# slower.
 SCORES_PER_CHUNK = 2**20
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
