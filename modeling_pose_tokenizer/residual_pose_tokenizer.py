@@ -258,6 +258,7 @@ class ResidualQuantizer(nn.Module, ABC):
             state.latents, state.step = results[0][-1], state.step + steps
             return results
         if in_graph:
+            assert isinstance(state.step, int)
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
                 before, number = carry
