@@ -19,6 +19,9 @@ import numpy as np
 # Some microseconds each. Two numpy arrays for each of 10,000 frames take 480,000.
 MAX_INSTRUCTIONS = 500_000
 
+# Where the items of a container begin. One for all: a file of nothing else would otherwise make so many objects that
+# Python collects its garbage again and again, which takes a second in a process with many libraries.
+_MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -40,10 +43,6 @@ _BYTES = (("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes")
 
 class PlainPickleError(ValueError):
     """A pickle that holds something else than numbers, text, numpy arrays and plain containers."""
-
-
-class _Mark:
-    """Where the items of a container begin."""
 
 
 class _Name:
@@ -81,7 +80,7 @@ class _Machine:
     def items(self) -> list[Any]:
         """Takes what lies above the topmost mark."""
         items: list[Any] = []
-        while not isinstance(value := self.stack.pop(), _Mark):
+        while (value := self.stack.pop()) is not _MARK:
             items.append(value)
         return items[::-1]
 
@@ -93,7 +92,7 @@ class _Machine:
 
     def pop(self, count: int) -> list[Any]:
         values = self.stack[len(self.stack) - count :]
-        if len(values) < count or any(isinstance(value, _Mark) for value in values):
+        if len(values) < count or any(value is _MARK for value in values):
             raise PlainPickleError("its instructions do not fit together")
         del self.stack[len(self.stack) - count :]
         return values
@@ -181,7 +180,7 @@ def _stack_global(machine: _Machine) -> None:
 _ACTIONS: dict[str, Callable[[_Machine], Any]] = {
     "PROTO": lambda machine: None,
     "FRAME": lambda machine: None,
-    "MARK": lambda machine: machine.stack.append(_Mark()),
+    "MARK": lambda machine: machine.stack.append(_MARK),
     "POP": lambda machine: machine.pop(1),
     "POP_MARK": _Machine.items,
     "EMPTY_LIST": lambda machine: machine.stack.append([]),

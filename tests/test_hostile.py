@@ -37,7 +37,7 @@ from motions import ASF
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "prepare_data.py"
 # A command that converts it writes 200 MB, too.
-SLOWEST = 5  # seconds of the processor for what takes less than one: machines differ, a hang is looked for
+MOST_SECONDS = {"a million frames": 3}
 # Reads each file and looks at it, in a process that may have 1 GiB beyond what its libraries take.
 READER = """
 import io, json, os, resource, sys, time
@@ -142,7 +142,7 @@ def test_the_reader_says_what_is_wrong(case: str, readings: dict[str, Any]) -> N
         assert isinstance(says, str), f"it was read: {says}"
         assert_sentence(says, path_named(case, Path(path)), expected)
         assert "MemoryError" not in says
-    assert seconds < SLOWEST and memory < (2**26 if "parquet" in case else 2**29)
+    assert seconds < 1 and memory < (2**26 if "parquet" in case else 2**29)
 
 
 @pytest.mark.parametrize("case", FILES | FOLDERS)
@@ -160,7 +160,7 @@ def test_the_command_says_what_is_wrong(
     options += ["--split-by", "prefix", "--strict", "--num-proc", "1", "--output", tmp_path / "out"]
     started = cpu_seconds()
     code = run(monkeypatch, "--input", source, *options)
-    assert cpu_seconds() - started < SLOWEST
+    assert cpu_seconds() - started < MOST_SECONDS.get(case, 1)
     assert "Traceback" not in capfd.readouterr().err
     written = {name for name in listing(tmp_path) - before if not name.startswith("out/")} - {"out"}
     assert not written and before <= listing(tmp_path)
@@ -381,7 +381,7 @@ def test_a_preset_says_what_is_wrong(case: str, tmp_path: Path, monkeypatch: pyt
         load_run_config(["--config", str(path)]).model_config()
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert "run.yaml" in str(error.value) or expected.startswith("model: ")
-    assert time.process_time() - started < SLOWEST
+    assert time.process_time() - started < 1
     assert listing(tmp_path) == {"run.yaml"}
 
 
@@ -517,7 +517,7 @@ def assert_refused_or_read(case: tuple[str, bytes], folder: Path) -> None:
         for sequence in sequences:
             assert np.isfinite(sequence.poses).all() and sequence.mask.any()
             assert len(sequence.poses) == len(sequence.mask) and sequence.poses.dtype == np.float32
-    assert time.process_time() - started < SLOWEST
+    assert time.process_time() - started < 1
     path.unlink()
     assert listing(folder) == {"01.asf"}
 

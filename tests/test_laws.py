@@ -234,7 +234,7 @@ def spent_bits(codes: torch.Tensor, model: PoseTokenizerModel, steps: int) -> fl
 
 
 @pytest.mark.parametrize("variant", ["parts", "whole", "custom"])
-@given(lengths=st.lists(st.integers(1, 18), min_size=1, max_size=3), share=st.floats(0.2, 1.1), seed=seeds)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=3), share=st.floats(0.2, 1.1), seed=seeds)
 def test_a_target_rate_is_kept_and_decodes(variant: str, lengths: list[int], share: float, seed: int) -> None:
     model = trained_model(variant)
     poses = random_poses(model.config, len(lengths), max(lengths), seed)

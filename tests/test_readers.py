@@ -464,7 +464,7 @@ def test_a_bad_file_is_refused_in_one_sentence_and_fast(name: str, tmp_path: Pat
         read(path)
     assert reason in error.value.reason
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
-    assert time.process_time() - started < 5  # under one, but machines differ; a hang is looked for
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -170,8 +170,7 @@ def test_a_run_that_was_stopped_and_killed_equals_one_that_was_not(
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-# Two ranks by torchrun start in test_ranks.py and in the README's commands.
-@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "accelerate"])
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_both_launchers(data: Path, tmp_path: Path, launcher: str) -> None:
     small = {"training__gradient_accumulation_steps": 2, "training__max_steps": 4, "training__batch_size": 2}
     presets = ["--config", "configuration/small.yaml", "--config", "configuration/streaming.yaml"]
