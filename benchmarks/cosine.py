@@ -140,15 +140,12 @@ class PairCoder(CosineCoder):
 
     def set_rate(self, step: float) -> None:
         super().set_rate(step)
-        sizes = [spectrum[0].numel() for spectrum in self.training]
-        self.order = [part.argsort(descending=True, stable=True).numpy() for part in self.laplace.split(sizes)]
-        self.sizes = sizes
-        integers = torch.cat(self.integers, 1)
-        letters = {self._letter(value) for value in range(-LARGEST - 1, LARGEST + 1)}
-        alphabet = [*sorted(letters), *map(self._end, range(len(sizes)))]
+        self.sizes = [spectrum[0].numel() for spectrum in self.training]
+        self.order = [part.argsort(descending=True, stable=True).numpy() for part in self.laplace.split(self.sizes)]
+        alphabet = [*map(self._letter, range(-LARGEST - 1, LARGEST + 1)), *map(self._end, range(len(self.sizes)))]
         self.pairs = tokenizers.Tokenizer(tokenizers.models.BPE())
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
-        self.pairs.train_from_iterator(self._words(integers.T.long().numpy()), trainer)
+        self.pairs.train_from_iterator(self._words(torch.cat(self.integers, 1).T.long().numpy()), trainer)
 
     def token_bits_per_frame(self, codes: Sequence[np.ndarray]) -> float:
         """Bits of the tokens of some clips' integers (Q, S). Which large one a letter means, another token says."""

@@ -164,6 +164,10 @@ class ScalarCoder:
     rounding = 0.4
     laplace: torch.Tensor
 
+    def set_rate(self, step: float) -> None:
+        """Changes the step size, after `fit`."""
+        self.step = step
+
     def quantize(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Coefficients to whole numbers of the same shape."""
         return (coefficients.abs() / self.step + self.rounding).floor() * coefficients.sign()

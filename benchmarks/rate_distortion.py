@@ -296,6 +296,7 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
 
 # Codecs without gradients, each with the hands' squared error weighted as in the networks' loss, or not.
 KLT_STEPS = np.geomspace(0.12, 2.5, 10)  # in shoulder widths
+TRANSFORMS: dict[str, Callable[..., Any]] = {"klt": TransformCoder, "cosine": CosineCoder, "pairs": PairCoder}
 BLOCK_LEVELS = (2, 4, 8, 16)
 LINEAR_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     f"klt_{block}{name}": ("klt", {"block": block, "hand_weight": weight})
@@ -319,18 +320,12 @@ def linear_points(benchmark: Benchmark, kind: str, **options: Any) -> Iterator[t
     """Fitted codecs of a row, one for each of its rates, with their bits per frame at a fixed rate."""
     windows = training_windows(benchmark, LINEAR_BATCHES)
     torch.manual_seed(0)
-    if kind == "klt":
-        transform = TransformCoder(benchmark.layout, **options)
+    if kind in TRANSFORMS:
+        transform = TRANSFORMS[kind](benchmark.layout, **options)
         transform.fit(windows)
         for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
-            transform.step = float(step)
+            transform.set_rate(float(step))
             yield transform, None
-    elif kind in ("cosine", "pairs"):
-        cosine = (PairCoder if kind == "pairs" else CosineCoder)(benchmark.layout, **options)
-        cosine.fit(windows)
-        for step in KLT_STEPS * options["hand_weight"] ** 0.25 * (options["block"] / 8) ** 0.25:
-            cosine.set_rate(float(step))
-            yield cosine, None
     elif kind == "block_vq":
         blocks = BlockVQ(benchmark.layout, max(BLOCK_LEVELS), **options)
         blocks.fit(windows)

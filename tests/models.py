@@ -26,14 +26,22 @@ CUSTOM: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "parts": {"skeleton": "unisign_69", "num_quantizers": [3, 1, 2, 2]},
-    "whole": {"skeleton": "coco_17", "token_groups": "whole", "num_quantizers": 3, "downsampling_ratio": 3},
-    "fsq": {"skeleton": "unisign_69", "quantizer": "fsq", "num_quantizers": [1, 2, 2, 3]},
+    # Here and below key steps come so often that even short sequences have several.
+    "whole": {
+        "skeleton": "coco_17",
+        "token_groups": "whole",
+        "num_quantizers": 3,
+        "downsampling_ratio": 3,
+        "key_interval": 4,
+    },
+    "fsq": {"skeleton": "unisign_69", "quantizer": "fsq", "num_quantizers": [1, 2, 2, 3], "key_interval": 3},
     "causal": {
         "skeleton": "phoenix_50",
         "use_causal_conv": True,
         "num_encoder_layers": 2,
         "num_quantizers": 2,
         "downsampling_ratio": 2,
+        "key_interval": 5,
     },
     "joint": {"skeleton": "coco_17", "num_joint_layers": 2, "num_encoder_layers": 1, "token_groups": "whole"},
     "custom": {**CUSTOM, "num_quantizers": [3, 2], "downsampling_ratio": 1, "kernel_size": 3},
