@@ -164,7 +164,7 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], y_label: str) -> Figure:
     """Named curves of (x, y) points over logarithmic x axes, side by side: x label -> name -> points.
 
-    A name has one colour in all panels, and one line in the legend.
+    A name, one of seven at most, has one colour in all panels, and one line in the legend.
 
     Raises:
         ValueError: no curve.
