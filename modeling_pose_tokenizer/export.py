@@ -259,7 +259,7 @@ class EncoderLoop(nn.Module):
     def forward(self, latents: torch.Tensor, goals: torch.Tensor, there: torch.Tensor):  # type: ignore[no-untyped-def]
         codes = []
         for number in range(goals.size(0)):
-            latents, now, _ = self.step(latents, torch.tensor(number), goals[number], there[number])
+            latents, now, _, _ = self.step(latents, torch.tensor(number), goals[number], there[number])
             codes.append(now)
         return torch.stack(codes)
 
@@ -271,10 +271,10 @@ class DecoderLoop(nn.Module):
         super().__init__()
         self.step = step
 
-    def forward(self, latents: torch.Tensor, vectors: torch.Tensor):  # type: ignore[no-untyped-def]
+    def forward(self, latents: torch.Tensor, codes: torch.Tensor, vectors: torch.Tensor):  # type: ignore[no-untyped-def]
         decoded = []
         for number in range(vectors.size(0)):
-            (latents,) = self.step(latents, torch.tensor(number), vectors[number])
+            (latents,) = self.step(latents, torch.tensor(number), codes[number], vectors[number])
             decoded.append(latents)
         return torch.stack(decoded)
 
@@ -302,8 +302,8 @@ class Scripted(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         def run(_: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor) -> list[torch.Tensor]:
             found: torch.Tensor = self.loop(state.latents, *sequences)
-            # The encoder's latents and residuals are only learned from.
-            return [state.latents[None], found, found] if self.is_encoder else [found]
+            # The encoder's latents, residuals and scales are only learned from.
+            return [state.latents[None], found, found, found] if self.is_encoder else [found]
 
         with self.replaced(run):
             return self.part(*inputs)

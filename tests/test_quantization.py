@@ -79,13 +79,14 @@ def test_kmeans_finds_well_separated_clusters() -> None:
 @quantizers
 @given(steps=st.integers(1, 20), interval=st.sampled_from([1, 4]), seed=st.integers(0, 2**16))
 def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: int, interval: int, seed: int) -> None:
-    """The closed loop written out for one sequence: prediction, lookup, and what the decoder then has."""
+    """The closed loop written out for one sequence: prediction, scale, lookup, and what the decoder then has."""
     quantizer = copy.deepcopy(trained_model(variant).quantizer)
     quantizer.key_interval = interval
     config = trained_model(variant).config
-    predictor, dim = quantizer.predictor, quantizer.dim
+    predictor, gain, dim = quantizer.predictor, quantizer.gain, quantizer.dim
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(1, steps, quantizer.num_groups, dim, generator=generator)
+    # Of the size of those that it knows: far away, rounding decides between codes.
+    latents = 0.1 * torch.randn(1, steps, quantizer.num_groups, dim, generator=generator)
     seen = torch.rand(1, steps, quantizer.num_groups, generator=generator) < 0.8
     valid = torch.ones(1, steps, dtype=torch.bool)
     codes = quantizer.encode(latents, valid, seen)
@@ -95,6 +96,7 @@ def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: 
     for step in range(steps):
         key = step % interval == 0
         now = {(group, -1): zero for group in range(quantizer.num_groups)}
+        scales = {}
         for level in range(quantizer.num_levels):
             for group, name in enumerate(config.group_names):
                 now[group, level] = now[group, level - 1]
@@ -109,10 +111,16 @@ def test_encode_equals_a_walk_over_steps_levels_and_groups(variant: str, steps: 
                     inputs = [past[group, level], past[group, level - 1], *trunk]
                     expected = expected + torch.cat(inputs)[: len(predictor.past[book])] @ predictor.past[book]
                 residual = latents[0, step, group] - expected if seen[0, step, group] else zero
+                if level == 0 and key:
+                    scales[group] = gain.key[group].sqrt()
+                elif level == 0:
+                    variance = past[group, 0].square() @ gain.past[group, :-1] + gain.past[group, -1]
+                    scales[group] = min(variance, gain.largest[group]).sqrt()
                 one = slice(book, book + 1)
-                found = quantizer.lookup(residual[None, None], one)
+                found = quantizer.lookup((residual / scales[group])[None, None], one)
                 assert found == codes[0, book, step]
-                now[group, level] = expected + quantizer.read(found, one)[0, 0].detach()
+                now[group, level] = expected + scales[group] * quantizer.read(found, one)[0, 0].detach()
+                scales[group] = scales[group] * gain.factor[book, found[0, 0]]
         past = now
         for group in range(quantizer.num_groups):
             torch.testing.assert_close(decoded[0, step, group], now[group, quantizer.num_levels - 1])
@@ -218,9 +226,9 @@ def test_prediction_pays_where_motion_is_smooth() -> None:
         torch.manual_seed(0)
         config = small_config("parts", key_interval=interval)
         quantizer = QUANTIZERS["rvq"](config).eval()
-        latents = 0.1 * torch.randn(64, 20, quantizer.num_groups, quantizer.dim).cumsum(1)
+        latents = 0.1 * torch.randn(64, 40, quantizer.num_groups, quantizer.dim).cumsum(1)
         latents += torch.randn(64, 1, quantizer.num_groups, quantizer.dim)
-        valid = torch.ones(64, 20, dtype=torch.bool)
+        valid = torch.ones(64, 40, dtype=torch.bool)
         quantizer.initialize(latents, valid)
         errors[interval] = quantizer(latents, valid).quantization_error
     assert errors[0] < 0.7 * errors[1]
@@ -272,7 +280,7 @@ def test_running_means_equal_the_formula() -> None:
         for b, s in rows:
             code = int(output.codes[b, book, s])
             count[code] += 1
-            summed[code] += found.residuals[book, s, b]
+            summed[code] += found.residuals[book, s, b] / found.scales[book, s, b]
         total = codebook[book] * quantizer._smoothed(size[book])[:, None]
         new_size = quantizer.decay * size[book] + (1 - quantizer.decay) * count
         new_total = quantizer.decay * total + (1 - quantizer.decay) * summed
@@ -308,7 +316,7 @@ def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
     latents = torch.randn(1, 40, 1, quantizer.dim)
     valid = torch.ones(1, 40, dtype=torch.bool)
     quantizer.codebook[0, 1:10] = 1e3  # far from everything: never chosen
-    residuals = quantizer.walk(*quantizer._arrange(latents, valid, None), quantizer.num_levels).residuals[0, :, 0]
+    residuals = quantizer.walk(*quantizer._arrange(latents, valid, None), quantizer.num_levels).looked_up[0, :, 0]
     quantizer(latents, valid)
     distances = torch.cdist(quantizer.codebook[0, 1:10], residuals)
     # Laplace smoothing moves a code by a few millionths, and cdist rounds.

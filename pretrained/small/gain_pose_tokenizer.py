@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/gain_pose_tokenizer.py
