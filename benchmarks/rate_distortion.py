@@ -377,14 +377,20 @@ def missing_runs(
         left = [rate for rate in LEARNING_RATES if not any(run["learning_rate"] == rate for run in runs)]
         yield from ((name, rate, 0) for rate in left)
         if not left:
-            best = best_run([run for run in runs if run["seed"] == 0])["learning_rate"]
+            best = best_rate(runs)
             known = {run["seed"] for run in runs if run["learning_rate"] == best}
             yield from ((name, best, seed) for seed in ROWS[name].seeds if seed not in known)
 
 
-def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run with the lowest mean error of all keypoints over the val sets, and over its rates."""
-    return min(runs, key=lambda run: np.mean([v["all"] for point in run["points"] for v in point["val"].values()]))
+def best_rate(runs: Sequence[dict[str, Any]]) -> float:
+    """The learning rate with the lowest mean error of all keypoints over val sets, rates and seeds, of those that have
+    most seeds: where several have, a lucky one does not choose."""
+    errors: dict[float, list[float]] = {}
+    for run in runs:
+        mean = np.mean([val["all"] for point in run["points"] for val in point["val"].values()])
+        errors.setdefault(run["learning_rate"], []).append(float(mean))
+    most = max(map(len, errors.values()))
+    return min((rate for rate in errors if len(errors[rate]) == most), key=lambda rate: np.mean(errors[rate]))
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

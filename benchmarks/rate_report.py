@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rate_distortion import LINEAR_ROWS, RESULTS, ROWS, best_run, read_results
+from rate_distortion import LINEAR_ROWS, RESULTS, ROWS, best_rate, read_results
 
 from modeling_pose_tokenizer.visualization import draw_curves
 
@@ -34,7 +34,7 @@ FIGURE_ROWS = {
 
 def mean_points(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Points of a row: of the best learning rate, the mean over seeds."""
-    best = best_run([run for run in runs if run["seed"] == 0])["learning_rate"]
+    best = best_rate(runs)
     seeds = [run["points"] for run in runs if run["learning_rate"] == best]
     points = []
     for same in zip(*seeds, strict=True):

@@ -67,7 +67,7 @@ def test_a_cut_command_goes_on_to_the_same_table(
     plan = [(entry["row"], entry["seed"]) for entry in whole]
     assert plan == [("ours", 0), ("ours", 0), ("ours", 1), ("momask_256", 0), ("momask_256", 0), ("klt_4", 0)]
     assert {entry["learning_rate"] for entry in whole[:2]} == {1e-3, 2e-3}
-    best = rate_distortion.best_run(whole[:2])["learning_rate"]
+    best = rate_distortion.best_rate(whole[:2])
     assert whole[2]["learning_rate"] == best
 
     lines = (tmp_path / "whole.jsonl").read_text("utf-8").splitlines(keepends=True)
@@ -84,6 +84,18 @@ def test_a_cut_command_goes_on_to_the_same_table(
     table = capsys.readouterr().out
     assert all(f"| {name} |" in table for name in rows) and f"{best:g}, 2" in table
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_one_lucky_seed_does_not_choose_the_learning_rate() -> None:
+    def entry(rate: float, error: float) -> dict[str, Any]:
+        return {"learning_rate": rate, "points": [{"val": {"one": {"all": error}, "two": {"all": error}}}]}
+
+    runs = [entry(1e-3, 3.1), entry(2e-3, 3.0), entry(5e-4, 3.2)]
+    assert rate_distortion.best_rate(runs) == 2e-3
+    runs += [entry(2e-3, 3.4), entry(1e-3, 3.1)]
+    assert rate_distortion.best_rate(runs) == 1e-3
+    assert rate_distortion.best_rate([*runs, entry(5e-4, 3.2)]) == 1e-3
+    assert rate_distortion.best_rate([entry(1e-4, 2.0), *runs]) == 1e-3  # one seed is no match for two
 
 
 def test_a_skeleton_of_one_group_spends_the_same_bits(data: Path) -> None:
