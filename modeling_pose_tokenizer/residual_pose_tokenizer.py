@@ -71,10 +71,9 @@ class Walk:
     scales: torch.Tensor
     latents: torch.Tensor
 
-    @property
-    def looked_up(self) -> torch.Tensor:
-        """Residuals `(Q, S, B, d)` as the codebooks know them."""
-        return self.residuals / self.scales[..., None]
+    def looked_up(self, books: slice) -> torch.Tensor:
+        """Residuals `(q, S, B, d)` as these codebooks know them."""
+        return self.residuals[books] / self.scales[books][..., None]
 
 
 Tensors = tuple[torch.Tensor, ...]
@@ -327,7 +326,9 @@ class ResidualQuantizer(nn.Module, ABC):
                 quantized = quantized + learned
                 # Latents that are no numbers make the loss none, for all to see; codebooks must outlive such a step.
                 sound = found.residuals.sum(-1).isfinite()  # (q, S, B)
-                self.learn(found.looked_up.flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1))
+                self.learn(
+                    found.looked_up(slice(None)).flatten(1, 2), found.codes.flatten(1), (counts & sound).flatten(1)
+                )
             # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient as if it had not.
             passed = quantized + (inputs - inputs.detach())
         return QuantizerOutput(
@@ -378,7 +379,7 @@ class ResidualQuantizer(nn.Module, ABC):
             if inputs.requires_grad:
                 for group, row in zip(groups, slope, strict=True):
                     pull[group] += row
-            vectors = self.read_learned(found.looked_up[own].flatten(1, 2), own)
+            vectors = self.read_learned(found.looked_up(own).flatten(1, 2), own)
             if vectors is not None:
                 said = (vectors - vectors.detach()).unflatten(1, (len(inputs), -1)) * found.scales[own][..., None]
                 said = said * (kept > level)[:, None]
