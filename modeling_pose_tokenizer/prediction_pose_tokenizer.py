@@ -14,6 +14,8 @@ from .codebook_pose_tokenizer import carry
 # Share of the inputs' mean energy that is added to each of them: it keeps the prediction from amplifying what codes
 # get wrong, step after step.
 RIDGE = 1e-2
+# Spectral radius that a fitted prediction does not exceed: what is off must die out, step after step.
+LARGEST_RADIUS = 0.99
 
 
 def take_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -33,6 +35,19 @@ def put_rows(tensor: torch.Tensor, rows: Sequence[int], values: torch.Tensor) ->
         pieces += [tensor[start:row], values[number : number + 1]]
         start = row + 1
     return torch.cat([piece for piece in (*pieces, tensor[start:]) if len(piece)])
+
+
+def ridge_regression(gram: torch.Tensor, moment: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """Weights `(g, n, d)` from inputs' products `(g, n, n)` and theirs with targets `(g, n, d)`, to whose inputs a
+    share `(g, 1, 1)` of their mean energy is added."""
+    energy = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None].clamp(min=1e-6)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve(moment, torch.linalg.cholesky(gram + ridge * energy * eye)).float()
+
+
+def radius(matrices: torch.Tensor) -> torch.Tensor:
+    """Spectral radius `(g,)` of matrices `(g, d, d)`."""
+    return torch.linalg.eigvals(matrices).abs().amax(-1)
 
 
 class PoseTokenizerPredictor(nn.Module):
@@ -155,6 +170,10 @@ class PoseTokenizerPredictor(nn.Module):
     ) -> None:
         """Ridge regression of latents on the inputs, for usual and for key steps; without any, nothing changes.
 
+        With the same codes, what a level was off in the step before goes through the weights of its own last latent
+        alone: its other inputs are of lower levels or of the first group. Their spectral radius says whether it dies
+        out. Few or growing latents can raise it above 1, and then the ridge is doubled until it is not.
+
         Args:
             targets (`torch.Tensor` of shape `(g, M, d)`): Latents.
             present, past (`torch.Tensor` of shape `(g, M, ...)`): Inputs.
@@ -168,10 +187,11 @@ class PoseTokenizerPredictor(nn.Module):
             weighted = rows * weight[..., None]
             gram, moment = weighted.transpose(1, 2) @ rows, weighted.transpose(1, 2) @ targets.double()
             known = (weight.sum(-1) > 1)[:, None, None]
-            energy = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None].clamp(min=1e-6)
-            eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            found = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + RIDGE * energy * eye)).float()
-            width = present.shape[-1]
+            width, ridge = present.shape[-1], torch.full((len(gram), 1, 1), RIDGE).to(gram)
+            found = ridge_regression(gram, moment, ridge)
+            while not kind and (unstable := radius(found[:, width : width + self.dim]) > LARGEST_RADIUS).any():
+                ridge[unstable] *= 2
+                found = ridge_regression(gram, moment, ridge)
             parts = [(self.present[kind], found[:, :width]), (self.bias[kind], found[:, -1:])]
             for parameter, fitted in parts if kind else [*parts, (self.past, found[:, width:-1])]:
                 parameter[books] = torch.where(known, fitted, parameter[books])

@@ -21,6 +21,7 @@ from modeling_pose_tokenizer.quantization_pose_tokenizer import (
     ResidualFiniteScalarQuantizer,
     ResidualVectorQuantizer,
 )
+from modeling_pose_tokenizer.residual_pose_tokenizer import QuantizerState
 from models import small_config, trained_model
 
 quantizers = pytest.mark.parametrize("variant", ["parts", "fsq", "whole"])
@@ -232,6 +233,35 @@ def test_prediction_pays_where_motion_is_smooth() -> None:
         quantizer.initialize(latents, valid)
         errors[interval] = quantizer(latents, valid).quantization_error
     assert errors[0] < 0.7 * errors[1]
+
+
+@quantizers
+@given(
+    clips=st.integers(1, 4),
+    steps=st.integers(2, 12),
+    growth=st.floats(0.5, 2.0),
+    seed=st.integers(0, 2**16),
+)
+def test_a_fitted_prediction_forgets(variant: str, clips: int, steps: int, growth: float, seed: int) -> None:
+    """However few latents it is fitted to, growing ones too: what two streams differ in dies out without key steps."""
+    generator = torch.Generator().manual_seed(seed)
+    config = small_config(variant, key_interval=0)
+    quantizer = QUANTIZERS[config.quantizer](config).eval()
+    latents = torch.randn(clips, steps, quantizer.num_groups, quantizer.dim, generator=generator)
+    latents *= growth ** torch.arange(steps)[:, None, None]
+    quantizer.initialize(latents, torch.ones(clips, steps, dtype=torch.bool))
+    quantizer.gain.reset_parameters()  # bounded, but no linear map
+    codes = torch.randint(quantizer.num_codes, (1, quantizer.num_codebooks, 1), generator=generator)
+
+    start = quantizer.new_state(1, latents.device).latents
+
+    def next_state(before: torch.Tensor) -> torch.Tensor:
+        state = QuantizerState(1, torch.cat([start[:1], before]))  # nothing is decoded before the first level
+        quantizer.decode(codes, state)
+        return state.latents[1:]
+
+    jacobian = torch.autograd.functional.jacobian(next_state, start[1:]).reshape(2 * (start[1:].numel(),))
+    assert torch.linalg.eigvals(jacobian.double()).abs().max() < 1
 
 
 def test_without_a_step_before_the_levels_stay_a_plain_residual_quantizer() -> None:
