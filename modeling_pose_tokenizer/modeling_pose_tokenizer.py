@@ -179,6 +179,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         use_streaming: bool | None = None,
         return_dict: bool | None = None,
         target_bits_per_frame: float | None = None,
+        num_beams: int = 1,
     ) -> PoseTokenizerEncoderOutput:
         """Poses to codes.
 
@@ -216,7 +217,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         if cache is not None and cache.quantizer is None:
             cache.quantizer = self.quantizer.new_state(len(latents), latents.device)
         seen, state = self._seen(observed), None if cache is None else cache.quantizer
-        codes = self.quantizer.encode(latents, step_mask, seen, num_quantizers, state)
+        codes = self.quantizer.encode(latents, step_mask, seen, num_quantizers, state, num_beams=num_beams)
         if target_bits_per_frame is not None:
             codes = self._spend(codes, target_bits_per_frame, latents, step_mask, seen, num_quantizers)
         return self._result(PoseTokenizerEncoderOutput(codes, padding_cache), return_dict)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch._higher_order_ops.scan import scan
 
+from .beam_pose_tokenizer import search_codes
 from .codebook_pose_tokenizer import carry, repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .gain_pose_tokenizer import PoseTokenizerGain
@@ -186,6 +187,7 @@ class ResidualQuantizer(nn.Module, ABC):
         num_levels: int,
         state: QuantizerState | None = None,
         price: torch.Tensor | None = None,
+        num_beams: int = 1,
     ) -> Walk:
         """Quantize sequences in a closed loop: each step is predicted from what the decoder will have of the last one.
 
@@ -197,19 +199,27 @@ class ResidualQuantizer(nn.Module, ABC):
             state (`QuantizerState`, *optional*): That of a stream; it is moved on.
             price (`torch.Tensor` of shape `(G, B)`, *optional*): By how much a code has to lower the squared distance
                 to be said; the levels behind one that is not said are silent too.
+            num_beams (`int`): Paths of codes that each step goes on with from level to level; with 1, every level
+                takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
         tables = self.tables()
+        books = slice(0, self.num_codebooks)
+        every_code = torch.arange(self.num_codes, device=latents.device).expand(self.num_codebooks, -1)
+        vectors = self.read(every_code, books) if num_beams > 1 else None
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
             found, speaks = [], there.clone() if cost else there
+            best = None
+            if vectors is not None:
+                best = search_codes(self, before, bool(key), goals, there, num_levels, num_beams, vectors)
 
             def say(
                 expected: torch.Tensor, scale: torch.Tensor, groups: list[int], books: slice
             ) -> tuple[torch.Tensor, torch.Tensor]:
                 heard = take_rows(there, groups)[..., None]
                 residual = torch.where(heard, take_rows(goals, groups) - expected, 0.0)
-                codes = self.lookup(residual / scale[..., None], books, tables)
+                codes = self.lookup(residual / scale[..., None], books, tables) if best is None else best[books]
                 for price in cost:
                     left = residual - scale[..., None] * self.read(codes, books)
                     gained = residual.square().sum(-1) - left.square().sum(-1)
@@ -433,11 +443,12 @@ class ResidualQuantizer(nn.Module, ABC):
         num_quantizers: int | None = None,
         state: QuantizerState | None = None,
         price: torch.Tensor | None = None,
+        num_beams: int = 1,
     ) -> torch.Tensor:
         """Latents `(B, S, G, d)` to codes `(B, Q, S)`: `forward` without gradients, losses and learning."""
         with torch.autocast(latents.device.type, enabled=False):
             inputs, there = self._arrange(latents, valid, seen)
-            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state, price).codes
+            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state, price, num_beams).codes
         return torch.where(valid[:, None], codes.permute(2, 0, 1), 0)
 
     def decode(self, codes: torch.Tensor, state: QuantizerState | None = None) -> torch.Tensor:

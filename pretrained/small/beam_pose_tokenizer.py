@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/beam_pose_tokenizer.py
