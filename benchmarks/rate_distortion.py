@@ -63,8 +63,8 @@ class Codec(nn.Module, ABC):
         """The loss of a training batch."""
 
     @abstractmethod
-    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Codes (B, Q, S)."""
+    def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
+        """Codes (B, Q, S) of a prefix of levels."""
 
     @abstractmethod
     def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
@@ -97,6 +97,7 @@ class Ours(Codec):
         super().__init__(benchmark, PoseTokenizerModel(config), config)
         self.levels = levels
         self.hop_length, self.codebook_sizes = config.hop_length, [config.codebook_size] * config.num_codebooks
+        self.num_beams = 1
 
     def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
         self.model.initialize_from_data(first)
@@ -104,8 +105,8 @@ class Ours(Codec):
     def train_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model(**batch).loss
 
-    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        codes = self.model.encode(batch["input_values"], batch["padding_mask"]).pose_codes
+    def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
+        codes = self.model.encode(**batch, num_quantizers=levels, num_beams=self.num_beams).pose_codes
         assert codes is not None
         return codes
 
@@ -141,8 +142,8 @@ class Peer(Codec):
         losses = self.loss(LossInputs(output.pose_values, values, valid, frames, output.commitment_loss))
         return self.loss.total(losses)
 
-    def encode(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.encode(**batch)
+    def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
+        return self.model.encode(**batch)[:, : self.num_codebooks(levels)]
 
     def decode(self, codes: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes)[:, : padding_mask.shape[1]]
@@ -172,29 +173,28 @@ def padded(clips: Sequence[np.ndarray]) -> Iterator[tuple[list[int], dict[str, t
 def score(codec: Codec, prefixes: Sequence[int | None]) -> list[dict[str, Any]]:
     """Errors and bits of each val set at prefixes of the levels."""
     codec.eval()
-    train_codes = list(clip_codes(codec, codec.benchmark.train))
     points = []
     for levels in prefixes:
-        used = codec.num_codebooks(levels)
-        sizes, known = codec.codebook_sizes[:used], [codes[:used] for codes in train_codes]
+        sizes = codec.codebook_sizes[: codec.num_codebooks(levels)]
+        known = list(clip_codes(codec, codec.benchmark.train, levels))
         point: dict[str, Any] = {"levels": levels, "bits_fixed": float(sum(np.log2(sizes))) / codec.hop_length}
         point["utilization"] = [
             len(np.unique(book)) / size for book, size in zip(np.concatenate(known, 1), sizes, strict=True)
         ]
         point["val"] = {
-            name: score_set(codec, clips, used, known, sizes) for name, clips in codec.benchmark.val.items()
+            name: score_set(codec, clips, levels, known, sizes) for name, clips in codec.benchmark.val.items()
         }
         points.append(point)
     return points
 
 
 def score_set(
-    codec: Codec, clips: Sequence[np.ndarray], used: int, known: Sequence[np.ndarray], sizes: Sequence[int]
+    codec: Codec, clips: Sequence[np.ndarray], levels: int | None, known: Sequence[np.ndarray], sizes: Sequence[int]
 ) -> dict[str, float]:
-    """Errors and entropy-coded bits of a val set, with the first `used` codebooks."""
+    """Errors and entropy-coded bits of a val set, at a prefix of the levels."""
     errors, codes = PartErrors(codec.benchmark.layout), []
     for numbers, batch in padded(clips):
-        found = codec.encode(batch)[:, :used]
+        found = codec.encode(batch, levels)
         values = codec.decode(found, batch["padding_mask"])
         for row, number in enumerate(numbers):
             errors.update(values[row, : len(clips[number])], clips[number])
@@ -202,10 +202,10 @@ def score_set(
     return errors.compute() | {"bits_entropy": entropy_bits(known, codes, sizes, codec.hop_length)}
 
 
-def clip_codes(codec: Codec, clips: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Codes (Q, S) of each clip."""
+def clip_codes(codec: Codec, clips: Sequence[np.ndarray], levels: int | None) -> Iterator[np.ndarray]:
+    """Codes (Q, S) of each clip at a prefix of the levels."""
     for numbers, batch in padded(clips):
-        for number, codes in zip(numbers, codec.encode(batch), strict=True):
+        for number, codes in zip(numbers, codec.encode(batch, levels), strict=True):
             yield codes[:, : -(-len(clips[number]) // codec.hop_length)].numpy()
 
 
@@ -264,6 +264,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
 
 
+NUM_BEAMS = 8  # of the search that encodes what our models are scored with besides
 # Ours: steps of 4 frames and codebooks of 256. body, face, left hand, right hand.
 OURS = {"hidden_size": 96, "num_part_layers": 2, "codebook_size": 256, "codebook_dim": 48}
 # The models of about 40 bits are scored at prefixes of about 10 and 20 too.
@@ -286,12 +287,16 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
     codec = row.codec(benchmark, **row.options)
     start = time.perf_counter()
     train(codec, steps, learning_rate, seed)
-    return {
+    result = {
         "parameters": sum(parameter.numel() for parameter in codec.parameters()),
         "minutes": round((time.perf_counter() - start) / 60, 1),
         "points": score(codec, row.prefixes),
         "without_quantizer": score_without_quantizer(codec),
     }
+    if isinstance(codec, Ours):
+        codec.num_beams = NUM_BEAMS
+        result["points_beams"] = score(codec, row.prefixes)
+    return result
 
 
 # Codecs without gradients, each with the hands' squared error weighted as in the networks' loss, or not.
