@@ -97,7 +97,6 @@ class Ours(Codec):
         super().__init__(benchmark, PoseTokenizerModel(config), config)
         self.levels = levels
         self.hop_length, self.codebook_sizes = config.hop_length, [config.codebook_size] * config.num_codebooks
-        self.num_beams = 1
 
     def initialize(self, first: Sequence[dict[str, torch.Tensor]]) -> None:
         self.model.initialize_from_data(first)
@@ -106,7 +105,7 @@ class Ours(Codec):
         return self.model(**batch).loss
 
     def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
-        codes = self.model.encode(**batch, num_quantizers=levels, num_beams=self.num_beams).pose_codes
+        codes = self.model.encode(**batch, num_quantizers=levels).pose_codes
         assert codes is not None
         return codes
 
@@ -294,7 +293,7 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
         "without_quantizer": score_without_quantizer(codec),
     }
     if isinstance(codec, Ours):
-        codec.num_beams = NUM_BEAMS
+        codec.config.num_beams = NUM_BEAMS
         result["points_beams"] = score(codec, row.prefixes)
     return result
 

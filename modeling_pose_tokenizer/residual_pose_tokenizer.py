@@ -311,6 +311,7 @@ class ResidualQuantizer(nn.Module, ABC):
         valid: torch.Tensor,
         seen: torch.Tensor | None = None,
         num_quantizers: int | None = None,
+        num_beams: int = 1,
     ) -> QuantizerOutput:
         """Quantize, and in training mode learn.
 
@@ -320,12 +321,13 @@ class ResidualQuantizer(nn.Module, ABC):
             seen (`torch.BoolTensor` of shape `(B, S, G)`, *optional*):
                 Where at least one keypoint of the group was observed: only there is something to say and to learn.
             num_quantizers (`int`, *optional*): Levels to use; all by default, a random prefix in training.
+            num_beams (`int`): As in `walk`; not in training, where any prefix must be good.
         """
         num_levels = self.check_levels(num_quantizers)
         # Codes are fp32 whatever the model computes in: a rounded distance is another code.
         with torch.autocast(latents.device.type, enabled=False):
             inputs, there = self._arrange(latents, valid, seen)
-            found = self.walk(inputs.detach(), there, num_levels)
+            found = self.walk(inputs.detach(), there, num_levels, num_beams=1 if self.training else num_beams)
             kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
             quantized = self._up_to(found.latents, kept)
             error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
