@@ -105,7 +105,9 @@ class Ours(Codec):
         return self.model(**batch).loss
 
     def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
-        codes = self.model.encode(**batch, num_quantizers=levels).pose_codes
+        one_group = len(self.config.group_names) == 1
+        num_quantizers = self.num_codebooks(levels) if one_group else levels
+        codes = self.model.encode(**batch, num_quantizers=num_quantizers).pose_codes
         assert codes is not None
         return codes
 

@@ -5,7 +5,8 @@ python benchmarks/rate_report.py --figure docs/rate_distortion.png
 
 Reads what `rate_distortion.py` has written so far and prints a table in Markdown: for each row and rate the fixed and
 the entropy-coded bits per frame, and for each val set the error of hands, hands about their wrists, body and face, in
-percent of the shoulder width. A network stands with its best learning rate, as the mean over its seeds.
+percent of the shoulder width. A network stands with its best learning rate, as the mean over its seeds; ours a second
+time as a beam search encodes it.
 """
 
 import argparse
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rate_distortion import LINEAR_ROWS, RESULTS, ROWS, best_rate, read_results
+from rate_distortion import LINEAR_ROWS, NUM_BEAMS, RESULTS, ROWS, best_rate, read_results
 
 from modeling_pose_tokenizer.visualization import draw_curves
 
 PARTS = ("hands", "hands_relative", "body", "face")
 RATES = (5, 10, 20, 40)
+WITH_BEAMS = f", {NUM_BEAMS} beams"
 FIGURE_ROWS = {
     "ours": "this codec",
+    f"ours{WITH_BEAMS}": f"this codec{WITH_BEAMS}",
     "momask_256": "MoMask-style RVQ-VAE",
     "soke": "SOKE-style VQ-VAEs",
     "predictive_vq": "closed-loop linear VQ",
@@ -32,10 +35,10 @@ FIGURE_ROWS = {
 }
 
 
-def mean_points(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Points of a row: of the best learning rate, the mean over seeds."""
+def mean_points(runs: Sequence[dict[str, Any]], key: str = "points") -> list[dict[str, Any]]:
+    """Points of a row: of the best learning rate, the mean over seeds; none where that was not scored."""
     best = best_rate(runs)
-    seeds = [run["points"] for run in runs if run["learning_rate"] == best]
+    seeds = [run[key] for run in runs if run["learning_rate"] == best and key in run]
     points = []
     for same in zip(*seeds, strict=True):
         val = {
@@ -48,9 +51,13 @@ def mean_points(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def collect(runs: Sequence[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Row -> one of its runs, and its points, in the order of the rows."""
-    names = [name for name in (*ROWS, *LINEAR_ROWS) if any(run["row"] == name for run in runs)]
-    rows = {name: [run for run in runs if run["row"] == name] for name in names}
-    return {name: (of_row[0], mean_points(of_row)) for name, of_row in rows.items()}
+    found = {}
+    for name in (*ROWS, *LINEAR_ROWS):
+        of_row = [run for run in runs if run["row"] == name]
+        for label, key in ((name, "points"), (name + WITH_BEAMS, "points_beams")):
+            if of_row and (points := mean_points(of_row, key)):
+                found[label] = (of_row[0], points)
+    return found
 
 
 def near_rates(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +82,7 @@ def table(rows: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
             ]
             fixed = "" if point["bits_fixed"] is None else f"{point['bits_fixed']:.1f}"
             coded = f"{next(iter(point['val'].values()))['bits_entropy']:.1f}"
-            recipe = f"{point['learning_rate']:g}, {point['seeds']}" if name in ROWS else ""
+            recipe = f"{point['learning_rate']:g}, {point['seeds']}" if name.removesuffix(WITH_BEAMS) in ROWS else ""
             cells = [name, f"{run['parameters']:,}", recipe, fixed, coded, *errors]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -134,6 +134,11 @@ class ResidualQuantizer(nn.Module, ABC):
     def read(self, codes: torch.Tensor, books: slice) -> torch.Tensor:
         """Vectors `(g, M, d)` of codes `(g, M)`: the inverse of `lookup`."""
 
+    def read_all(self) -> torch.Tensor:
+        """Vectors `(Q, K, d)` of all codes."""
+        codes = torch.arange(self.num_codes, device=self.gain.factor.device).expand(self.num_codebooks, -1)
+        return self.read(codes, slice(0, self.num_codebooks))
+
     @abstractmethod
     def learn(self, residuals: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor) -> None:
         """Update codebooks from what a training batch looked up, all at once.
@@ -204,9 +209,7 @@ class ResidualQuantizer(nn.Module, ABC):
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
         tables = self.tables()
-        books = slice(0, self.num_codebooks)
-        every_code = torch.arange(self.num_codes, device=latents.device).expand(self.num_codebooks, -1)
-        vectors = self.read(every_code, books) if num_beams > 1 else None
+        vectors = self.read_all() if num_beams > 1 else None
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
             found, speaks = [], there.clone() if cost else there

@@ -164,7 +164,7 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], y_label: str) -> Figure:
     """Named curves of (x, y) points over logarithmic x axes, side by side: x label -> name -> points.
 
-    A name, one of seven at most, has one colour in all panels, and one line in the legend.
+    A name, one of eight at most, has one colour in all panels, and one line in the legend.
 
     Raises:
         ValueError: no curve.
@@ -177,8 +177,8 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
         raise ValueError("There is no curve to draw.")
     figure = Figure(figsize=(4.6 * len(panels), 4.8), layout="constrained")
     # Okabe and Ito's colours, which colour-blind readers tell apart.
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-    styles = dict(zip(names, zip(colours, "os^Dv<*", strict=True), strict=False))
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+    styles = dict(zip(names, zip(colours, "os^Dv<*P", strict=True), strict=False))
     lines = {}
     for axes, (x_label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, points in curves.items():
