@@ -107,7 +107,7 @@ class Ours(Codec):
     def encode(self, batch: dict[str, torch.Tensor], levels: int | None) -> torch.Tensor:
         one_group = len(self.config.group_names) == 1
         num_quantizers = self.num_codebooks(levels) if one_group else levels
-        codes = self.model.encode(**batch, num_quantizers=num_quantizers).pose_codes
+        codes = self.model.encode(batch["input_values"], batch["padding_mask"], num_quantizers).pose_codes
         assert codes is not None
         return codes
 

@@ -57,7 +57,8 @@ def search_codes(
     for members in filter(None, ([0], list(range(1, quantizer.num_groups)))):
         latents = [torch.zeros_like(goals[members])[:, None]]  # (g, M, B, d), entry l up to level l - 1
         scale = scales[members][:, None]  # (g, M, B)
-        left, said = torch.zeros_like(scale), []
+        left = torch.zeros_like(scale)
+        said: list[torch.Tensor] = []  # codes (g, M, B) of each level
         for level, groups, books in [stage for stage in stages if stage[1][0] in members]:
             rows = [members.index(group) for group in groups]
             inputs, size = take_rows(latents[level], rows), take_rows(scale, rows)
