@@ -1,5 +1,6 @@
 """The evaluation of a model on a folder: its figures, its files, and one clear sentence for whatever is wrong."""
 
+import copy
 import gc
 import json
 import os
@@ -132,6 +133,19 @@ def test_the_figures_do_not_depend_on_the_batches(loaded, batch_size):
     assert np.array_equal(evaluation.code_counts, expected.code_counts.numpy())
     assert [row["id"] for row in evaluation.sequences] == dataset.ids
     assert [row["frames"] for row in evaluation.sequences] == [1, 4, 8, 29, 63, 69, 129]
+
+
+def test_the_command_searches_when_asked(folder, loaded, tmp_path, monkeypatch):
+    run(monkeypatch, model=folder / "model", data=folder / "data", output=tmp_path / "out", **{"num-beams": 4})
+    model, dataset = loaded
+    model = copy.deepcopy(model)
+    model.config.num_beams = 4
+    expected = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
+    model.config.num_beams = 1
+    greedy = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["overall"]["mpjpe"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found != pytest.approx(greedy, rel=1e-4)
 
 
 def test_the_command_writes_figures_sequences_and_report(folder, tmp_path, monkeypatch, capsys):

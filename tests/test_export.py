@@ -1,5 +1,6 @@
 """Every format holds the same encoder and decoder as the model, and nothing else is kept."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -161,6 +162,15 @@ def test_what_cannot_be_is_said_before_work_begins(changes: dict, sentence: str,
     model, extractor = export_model_of("parts")
     with pytest.raises(ExportError, match=sentence):
         export_model(model, extractor, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_is_not_exported(tmp_path: Path) -> None:
+    model, extractor = export_model_of("parts")
+    model = copy.deepcopy(model)
+    model.config.num_beams = 4
+    with pytest.raises(ExportError, match=r"num_beams is 4, .* set num_beams to 1"):
+        export_model(model, extractor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

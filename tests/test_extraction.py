@@ -156,6 +156,24 @@ def test_another_model_is_refused(place, tmp_path):
     assert contents(tmp_path / "tokens") == clean
 
 
+def test_a_search_gives_its_own_tokens(place, tmp_path, monkeypatch):
+    options = {"model": place / "model", "data": place / "data", "output": tmp_path / "tokens"}
+    run_script(monkeypatch, "extract_tokens.py", **options, cache_dir=place / "cache", num_beams=4)
+    model, extractor = load_pretrained(place / "model")
+    model.config.num_beams = 4
+    dataset = PoseDataset(place / "data", "train", feature_extractor=extractor, cache_dir=place / "cache")
+    table = datasets.load_dataset(
+        "parquet", data_files=f"{tmp_path}/tokens/train-*.parquet", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    differing = 0
+    for row, item in zip(table.sort("id"), sorted(dataset, key=lambda item: item["id"]), strict=True):
+        codes = model.encode(torch.from_numpy(np.array(item["input_values"]))[None]).pose_codes[0].numpy()
+        differing += (codes != np.array(row["codes"])).mean() / len(table)
+    assert differing <= 1e-3
+    with pytest.raises(TokenFolderError, match="made with another"):
+        extract(place, tmp_path / "tokens", split="val")
+
+
 def test_other_data_are_refused(place, tmp_path):
     extract(place, tmp_path / "tokens")
     (tmp_path / "data" / "train").mkdir(parents=True)
