@@ -4,6 +4,7 @@ Every section runs in a fresh process of its own allocator; within it the works 
 machine's speed meets all alike. Figures are medians. Poses are random: the time does not depend on them.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,8 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "FrameTransformerFSQ": FrameTransformerFSQ,
     "JointSTGCN": JointSTGCN,
 }
-MODELS = ("ours", *PEERS)
+SEARCHES = {"ours": 1, "ours-8-beams": 8}  # our names -> beams
+MODELS = (*SEARCHES, *PEERS)
 # Those whose cost is followed over T and N: the one model with many shapes in it and the plainest peer.
 SCALED = ("ours", "ConvRVQ-256", "ConvRVQ-512")
 KINDS = ("encode", "decode", "forward", "train")
@@ -70,11 +72,12 @@ class Contestant:
 
     def __init__(self, name: str, config: PoseTokenizerConfig):
         torch.manual_seed(0)
-        self.config = config
+        self.config = config = copy.deepcopy(config)
         self.loss = PoseTokenizerLoss(config)
         self.model: Any
-        if name == "ours":
+        if name in SEARCHES:
             self.model = PoseTokenizerModel(config)
+            self.model.config.num_beams = SEARCHES[name]
             self.model.quantizer.initialized.fill_(True)
         else:
             self.model = PEERS[name](config.layout, config.keypoint_dim)
