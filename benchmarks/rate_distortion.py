@@ -265,7 +265,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
 
 
-NUM_BEAMS = 8  # of the search that encodes what our models are scored with besides
+BEAM_SIZE = 8  # of the search that encodes what our models are scored with besides
 # Ours: steps of 4 frames and codebooks of 256. body, face, left hand, right hand.
 OURS = {"hidden_size": 96, "num_part_layers": 2, "codebook_size": 256, "codebook_dim": 48}
 # The models of about 40 bits are scored at prefixes of about 10 and 20 too.
@@ -295,7 +295,7 @@ def run_network(benchmark: Benchmark, name: str, learning_rate: float, seed: int
         "without_quantizer": score_without_quantizer(codec),
     }
     if isinstance(codec, Ours):
-        codec.config.num_beams = NUM_BEAMS
+        codec.config.beam_size = BEAM_SIZE
         result["points_beams"] = score(codec, row.prefixes)
     return result
 

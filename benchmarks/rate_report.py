@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rate_distortion import LINEAR_ROWS, NUM_BEAMS, RESULTS, ROWS, best_rate, read_results
+from rate_distortion import LINEAR_ROWS, BEAM_SIZE, RESULTS, ROWS, best_rate, read_results
 
 from modeling_pose_tokenizer.visualization import draw_curves
 
 PARTS = ("hands", "hands_relative", "body", "face")
 RATES = (5, 10, 20, 40)
-WITH_BEAMS = f", {NUM_BEAMS} beams"
+WITH_BEAMS = f", {BEAM_SIZE} beams"
 FIGURE_ROWS = {
     "ours": "this codec",
     f"ours{WITH_BEAMS}": f"this codec{WITH_BEAMS}",

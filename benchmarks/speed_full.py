@@ -77,7 +77,7 @@ class Contestant:
         self.model: Any
         if name in SEARCHES:
             self.model = PoseTokenizerModel(config)
-            self.model.config.num_beams = SEARCHES[name]
+            self.model.config.beam_size = SEARCHES[name]
             self.model.quantizer.initialized.fill_(True)
         else:
             self.model = PEERS[name](config.layout, config.keypoint_dim)

@@ -28,7 +28,7 @@ def search_codes(
     goals: torch.Tensor,
     there: torch.Tensor,
     num_levels: int,
-    num_beams: int,
+    beam_size: int,
     vectors: torch.Tensor,
 ) -> torch.Tensor:
     """Codes `(q, B)` of one step that leave less of the latents than the nearest code at each level does.
@@ -44,7 +44,7 @@ def search_codes(
         goals (`torch.Tensor` of shape `(G, B, d)`): What the encoder says.
         there (`torch.BoolTensor` of shape `(G, B)`): Where there is something to say.
         num_levels (`int`): Levels to use.
-        num_beams (`int`): M.
+        beam_size (`int`): M.
         vectors (`torch.Tensor` of shape `(Q, K, d)`): Those of all codes.
     """
     predictor, stages = quantizer.predictor, quantizer.stages_of(num_levels)
@@ -52,7 +52,7 @@ def search_codes(
     past = None if key else predictor.from_past(predictor.past_inputs(before, known), known)[:, None]  # (q, 1, B, d)
     scales = quantizer.gain.start(before, key)
     codes = torch.zeros(known.stop, goals.shape[1], dtype=torch.long, device=goals.device)
-    num_paths = min(num_beams, quantizer.num_codes)
+    num_paths = min(beam_size, quantizer.num_codes)
     trunk: list[torch.Tensor] = []  # the first group's latents (B, d), entry l up to level l - 1
     for members in filter(None, ([0], list(range(1, quantizer.num_groups)))):
         latents = [torch.zeros_like(goals[members])[:, None]]  # (g, M, B, d), entry l up to level l - 1

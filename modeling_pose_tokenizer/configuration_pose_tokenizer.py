@@ -67,7 +67,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
         key_interval (`int`, *optional*, defaults to 32):
             Every so many code steps one is coded without prediction from the step before, so that a stream can be
             entered there and no wrong code spreads further; 1 turns prediction in time off, 0 has only the first.
-        num_beams (`int`, *optional*, defaults to 1):
+        beam_size (`int`, *optional*, defaults to 1):
             Paths of codes that encoding goes on with from level to level; 1 takes the nearest code at each. More lower
             the error at the same bits and take longer. Fewer levels are then no prefix of the codes of all of them.
         ema_decay (`float`, *optional*, defaults to 0.99): Decay of the codebooks' running means.
@@ -118,7 +118,7 @@ class PoseTokenizerConfig(PreTrainedConfig):
     quantizer: str = "rvq"
     quantizer_dropout: int | float = 0.5
     key_interval: int = 32
-    num_beams: int = 1
+    beam_size: int = 1
     ema_decay: int | float = 0.99
     threshold_usage_ratio: int | float = 0.1
     use_causal_conv: bool = False
@@ -153,14 +153,14 @@ class PoseTokenizerConfig(PreTrainedConfig):
                 raise ValueError(f"{key} is {getattr(self, key)!r}; expected one of {', '.join(allowed)}.")
         at_least = {"hidden_size": 1, "joint_hidden_size": 1, "num_joint_layers": 0, "num_part_layers": 0}
         at_least |= {"key_interval": 0, "num_encoder_layers": 0}
-        at_least |= {"num_beams": 1, "downsampling_ratio": 1, "codebook_size": 2, "codebook_dim": 1, "kernel_size": 1}
+        at_least |= {"beam_size": 1, "downsampling_ratio": 1, "codebook_size": 2, "codebook_dim": 1, "kernel_size": 1}
         for key, least in at_least.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected at least {least}.")
         # A configuration from elsewhere must not take all memory.
         at_most = {"hidden_size": 2**14, "joint_hidden_size": 2**14, "codebook_dim": 2**14, "codebook_size": 2**20}
         at_most |= {"num_joint_layers": 256, "num_part_layers": 256, "num_encoder_layers": 256}
-        at_most |= {"num_beams": 256, "kernel_size": 1025, "downsampling_ratio": 1024}
+        at_most |= {"beam_size": 256, "kernel_size": 1025, "downsampling_ratio": 1024}
         for key, most in at_most.items():
             if getattr(self, key) > most:
                 raise ValueError(f"{key} is {getattr(self, key)}; expected at most {most}.")

@@ -323,7 +323,7 @@ def evaluate_folder(
     y_up: bool = False,
     device: str | None = None,
     sequences: int = 5,
-    num_beams: int | None = None,
+    beam_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data folder and writes the results.
 
@@ -343,7 +343,7 @@ def evaluate_folder(
         y_up: the data's y axis points up.
         device: where to run; default the GPU if there is one.
         sequences: how many the report shows.
-        num_beams: of the search that encodes; default that of the model's configuration.
+        beam_size: of the search that encodes; default that of the model's configuration.
 
     Returns:
         What `metrics.json` holds.
@@ -352,7 +352,7 @@ def evaluate_folder(
         ModelFolderError, PoseDataError, OutputError: one sentence on the model, the data or the output.
     """
     codec, feature_extractor = load_pretrained(model)
-    codec.config.num_beams = num_beams or codec.config.num_beams
+    codec.config.beam_size = beam_size or codec.config.beam_size
     state = process_state()
     codec = codec.float().to(device or state.device)
     dataset = PoseDataset(data, split, feature_extractor=feature_extractor)

@@ -543,10 +543,10 @@ def check_request(model: PoseTokenizerModel, format: str, num_quantizers: int | 
         raise ExportError(f"--streaming needs --format onnx; {format} holds whole sequences.")
     if streaming and not model.config.use_causal_conv:
         raise ExportError("--streaming needs a causal model; train one with use_causal_conv: true.")
-    if model.config.num_beams > 1:
+    if model.config.beam_size > 1:
         raise ExportError(
-            f"num_beams is {model.config.num_beams}, but an exported graph takes the nearest code at each level; set "
-            "num_beams to 1 in the configuration. Codes of either kind are decoded alike."
+            f"beam_size is {model.config.beam_size}, but an exported graph takes the nearest code at each level; set "
+            "beam_size to 1 in the configuration. Codes of either kind are decoded alike."
         )
     if format == "onnx":
         try:

@@ -216,7 +216,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         if cache is not None and cache.quantizer is None:
             cache.quantizer = self.quantizer.new_state(len(latents), latents.device)
         seen, state = self._seen(observed), None if cache is None else cache.quantizer
-        codes = self.quantizer.encode(latents, step_mask, seen, num_quantizers, state, num_beams=self.config.num_beams)
+        codes = self.quantizer.encode(latents, step_mask, seen, num_quantizers, state, beam_size=self.config.beam_size)
         if target_bits_per_frame is not None:
             codes = self._spend(codes, target_bits_per_frame, latents, step_mask, seen, num_quantizers)
         return self._result(PoseTokenizerEncoderOutput(codes, padding_cache), return_dict)
@@ -342,7 +342,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         values, observed = self._clean(input_values, padding_mask)
         step_mask = self._step_mask(input_values, padding_mask)
         latents = self.encoder(self._complete(values, observed), step_mask)
-        quantized = self.quantizer(latents, step_mask, self._seen(observed), num_quantizers, self.config.num_beams)
+        quantized = self.quantizer(latents, step_mask, self._seen(observed), num_quantizers, self.config.beam_size)
         pose_values = self._decode_latents(quantized.quantized, mask)
         losses = None
         if self.training:

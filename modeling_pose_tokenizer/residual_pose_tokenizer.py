@@ -192,7 +192,7 @@ class ResidualQuantizer(nn.Module, ABC):
         num_levels: int,
         state: QuantizerState | None = None,
         price: torch.Tensor | None = None,
-        num_beams: int = 1,
+        beam_size: int = 1,
     ) -> Walk:
         """Quantize sequences in a closed loop: each step is predicted from what the decoder will have of the last one.
 
@@ -204,18 +204,18 @@ class ResidualQuantizer(nn.Module, ABC):
             state (`QuantizerState`, *optional*): That of a stream; it is moved on.
             price (`torch.Tensor` of shape `(G, B)`, *optional*): By how much a code has to lower the squared distance
                 to be said; the levels behind one that is not said are silent too.
-            num_beams (`int`): Paths of codes that each step goes on with from level to level; with 1, every level
+            beam_size (`int`): Paths of codes that each step goes on with from level to level; with 1, every level
                 takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
         tables = self.tables()
-        vectors = self.read_all() if num_beams > 1 else None
+        vectors = self.read_all() if beam_size > 1 else None
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
             found, speaks = [], there.clone() if cost else there
             best = None
             if vectors is not None:
-                best = search_codes(self, before, bool(key), goals, there, num_levels, num_beams, vectors)
+                best = search_codes(self, before, bool(key), goals, there, num_levels, beam_size, vectors)
 
             def say(
                 expected: torch.Tensor, scale: torch.Tensor, groups: list[int], books: slice
@@ -314,7 +314,7 @@ class ResidualQuantizer(nn.Module, ABC):
         valid: torch.Tensor,
         seen: torch.Tensor | None = None,
         num_quantizers: int | None = None,
-        num_beams: int = 1,
+        beam_size: int = 1,
     ) -> QuantizerOutput:
         """Quantize, and in training mode learn.
 
@@ -324,13 +324,13 @@ class ResidualQuantizer(nn.Module, ABC):
             seen (`torch.BoolTensor` of shape `(B, S, G)`, *optional*):
                 Where at least one keypoint of the group was observed: only there is something to say and to learn.
             num_quantizers (`int`, *optional*): Levels to use; all by default, a random prefix in training.
-            num_beams (`int`): As in `walk`; not in training, where any prefix must be good.
+            beam_size (`int`): As in `walk`; not in training, where any prefix must be good.
         """
         num_levels = self.check_levels(num_quantizers)
         # Codes are fp32 whatever the model computes in: a rounded distance is another code.
         with torch.autocast(latents.device.type, enabled=False):
             inputs, there = self._arrange(latents, valid, seen)
-            found = self.walk(inputs.detach(), there, num_levels, num_beams=1 if self.training else num_beams)
+            found = self.walk(inputs.detach(), there, num_levels, beam_size=1 if self.training else beam_size)
             kept = self._kept_levels(len(valid), num_levels, num_quantizers, latents.device)  # (B,)
             quantized = self._up_to(found.latents, kept)
             error = torch.where(there[..., None], (inputs.detach() - quantized).square(), 0.0).sum()
@@ -448,12 +448,12 @@ class ResidualQuantizer(nn.Module, ABC):
         num_quantizers: int | None = None,
         state: QuantizerState | None = None,
         price: torch.Tensor | None = None,
-        num_beams: int = 1,
+        beam_size: int = 1,
     ) -> torch.Tensor:
         """Latents `(B, S, G, d)` to codes `(B, Q, S)`: `forward` without gradients, losses and learning."""
         with torch.autocast(latents.device.type, enabled=False):
             inputs, there = self._arrange(latents, valid, seen)
-            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state, price, num_beams).codes
+            codes = self.walk(inputs, there, self.check_levels(num_quantizers), state, price, beam_size).codes
         return torch.where(valid[:, None], codes.permute(2, 0, 1), 0)
 
     def decode(self, codes: torch.Tensor, state: QuantizerState | None = None) -> torch.Tensor:

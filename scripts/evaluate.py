@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=5, help="how many the report shows (default: 5)")
     parser.add_argument("--y-up", action="store_true", help="the data's y axis points up, as in motion capture")
     parser.add_argument("--device", help="where to run (default: the GPU if there is one)")
-    parser.add_argument("--num-beams", type=int, help="of the search that encodes (default: the model's own)")
+    parser.add_argument("--beam-size", type=int, help="of the search that encodes (default: the model's own)")
     args = parser.parse_args()
-    if args.batch_size < 1 or args.sequences < 1 or (args.num_beams is not None and args.num_beams < 1):
-        parser.error("--batch-size, --sequences and --num-beams expect at least 1.")
+    if args.batch_size < 1 or args.sequences < 1 or (args.beam_size is not None and args.beam_size < 1):
+        parser.error("--batch-size, --sequences and --beam-size expect at least 1.")
     options = vars(args)
     models, output = options.pop("model"), Path(options.pop("output"))
     folders = [output / name for name in name_paths(models)] if len(models) > 1 else [output]

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--batch-frames", type=int, help=f"frames per micro-batch (default: {CPU_BATCH[0]}, on a GPU {GPU_BATCH[0]})"
     )
-    parser.add_argument("--num-beams", type=int, help="of the search that encodes (default: the model's own)")
+    parser.add_argument("--beam-size", type=int, help="of the search that encodes (default: the model's own)")
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be used")
     parser.add_argument(
         "--max-rejected", type=float, default=0.01, help="share of files left out at most (default: 0.01)"
@@ -44,10 +44,10 @@ def main() -> None:
     parser.add_argument("--cache-dir", help="where normalised poses are kept (default: the cache of `datasets`)")
     parser.add_argument("--num-proc", type=int, help="processes that read files for this cache")
     args = parser.parse_args()
-    if min(number for number in (args.shard_frames, args.batch_frames, args.num_beams) if number is not None) < 1:
-        parser.error("--shard-frames, --batch-frames and --num-beams expect at least 1.")
+    if min(number for number in (args.shard_frames, args.batch_frames, args.beam_size) if number is not None) < 1:
+        parser.error("--shard-frames, --batch-frames and --beam-size expect at least 1.")
     model, feature_extractor = load_pretrained(args.model, args.revision)
-    model.config.num_beams = args.num_beams or model.config.num_beams
+    model.config.beam_size = args.beam_size or model.config.beam_size
     dataset = PoseDataset(
         args.data,
         args.split,

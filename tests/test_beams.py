@@ -15,20 +15,20 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 seeds = st.integers(0, 2**16)
 
 
-def with_beams(variant: str, num_beams: int) -> PoseTokenizerModel:
+def with_beams(variant: str, beam_size: int) -> PoseTokenizerModel:
     model = copy.deepcopy(trained_model(variant)).eval()
-    model.config.num_beams = num_beams
+    model.config.beam_size = beam_size
     return model
 
 
 def search_alone(
-    quantizer: ResidualQuantizer, before: torch.Tensor, key: bool, goals: torch.Tensor, num_beams: int
+    quantizer: ResidualQuantizer, before: torch.Tensor, key: bool, goals: torch.Tensor, beam_size: int
 ) -> list[int]:
-    """Codes of one step of one sequence, path by path: the best `num_beams` of all continuations of the paths of a
+    """Codes of one step of one sequence, path by path: the best `beam_size` of all continuations of the paths of a
     group go on; `before` is `(L + 1, G, d)` and `goals` `(G, d)`."""
     predictor, gain, dim = quantizer.predictor, quantizer.gain, quantizer.dim
     zero, codes = torch.zeros(dim), [0] * quantizer.num_codebooks
-    num_paths = min(num_beams, quantizer.num_codes)
+    num_paths = min(beam_size, quantizer.num_codes)
     trunk: list[torch.Tensor] = []
     for group in range(quantizer.num_groups):
         scale = gain.start(before[:, :, None], key)[group, 0]
@@ -59,24 +59,24 @@ def search_alone(
 
 
 @pytest.mark.parametrize("variant", ["parts", "whole", "fsq", "custom"])
-@given(steps=st.integers(1, 3), num_beams=st.integers(2, 9), seed=seeds)
-def test_search_is_that_of_single_paths(variant: str, steps: int, num_beams: int, seed: int) -> None:
+@given(steps=st.integers(1, 3), beam_size=st.integers(2, 9), seed=seeds)
+def test_search_is_that_of_single_paths(variant: str, steps: int, beam_size: int, seed: int) -> None:
     quantizer = trained_model(variant).quantizer
     generator = torch.Generator().manual_seed(seed)
     goals = 0.1 * torch.randn(1, steps, quantizer.num_groups, quantizer.dim, generator=generator)
     with torch.no_grad():
-        codes = quantizer.encode(goals, torch.ones(1, steps, dtype=torch.bool), num_beams=num_beams)
+        codes = quantizer.encode(goals, torch.ones(1, steps, dtype=torch.bool), beam_size=beam_size)
         state = quantizer.new_state(1, goals.device)
         for step in range(steps):
             before, key = state.latents[:, :, 0], bool(quantizer._is_key(step))
-            assert codes[0, :, step].tolist() == search_alone(quantizer, before, key, goals[0, step], num_beams)
+            assert codes[0, :, step].tolist() == search_alone(quantizer, before, key, goals[0, step], beam_size)
             quantizer.decode(codes[..., step : step + 1], state)
 
 
 @variants
-@given(batch=st.integers(1, 3), frames=st.integers(1, 30), num_beams=st.integers(1, 8), seed=seeds)
-def test_decode_of_encode_is_forward(variant: str, batch: int, frames: int, num_beams: int, seed: int) -> None:
-    model = with_beams(variant, num_beams)
+@given(batch=st.integers(1, 3), frames=st.integers(1, 30), beam_size=st.integers(1, 8), seed=seeds)
+def test_decode_of_encode_is_forward(variant: str, batch: int, frames: int, beam_size: int, seed: int) -> None:
+    model = with_beams(variant, beam_size)
     poses = random_poses(model.config, batch, frames, seed)
     lengths = torch.randint(1, frames + 1, (batch, 1), generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(frames) < lengths
@@ -119,7 +119,7 @@ def test_search_errs_less(variant: str) -> None:
     poses = random_poses(model.config, 32, 40, seed=1)
     with torch.inference_mode():
         searched = model(poses).quantization_error
-        model.config.num_beams = 1
+        model.config.beam_size = 1
         greedy = model(poses).quantization_error
     assert searched < (0.99 * greedy if model.config.num_levels > 1 else 1.001 * greedy)
 
@@ -128,7 +128,7 @@ def test_nothing_is_said_of_what_is_not_seen() -> None:
     quantizer = trained_model("parts").quantizer
     latents = torch.randn(2, 9, quantizer.num_groups, quantizer.dim, generator=torch.Generator().manual_seed(0))
     seen = torch.rand(latents.shape[:3], generator=torch.Generator().manual_seed(1)) < 0.5
-    codes = quantizer.encode(latents, torch.ones(2, 9, dtype=torch.bool), seen, num_beams=4)
+    codes = quantizer.encode(latents, torch.ones(2, 9, dtype=torch.bool), seen, beam_size=4)
     for book, (group, _) in enumerate(quantizer.owners):
         assert not codes[:, book][~seen[..., group]].any()
 
@@ -136,8 +136,8 @@ def test_nothing_is_said_of_what_is_not_seen() -> None:
 def test_training_takes_the_nearest_codes() -> None:
     """Of each prefix of levels, since a sequence may keep any."""
     states = []
-    for num_beams in (1, 4):
-        model = with_beams("parts", num_beams).train()
+    for beam_size in (1, 4):
+        model = with_beams("parts", beam_size).train()
         torch.manual_seed(0)
         model(random_poses(model.config, 2, 12, seed=0)).loss.backward()
         states.append(model.state_dict())

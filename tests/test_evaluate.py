@@ -136,12 +136,12 @@ def test_the_figures_do_not_depend_on_the_batches(loaded, batch_size):
 
 
 def test_the_command_searches_when_asked(folder, loaded, tmp_path, monkeypatch):
-    run(monkeypatch, model=folder / "model", data=folder / "data", output=tmp_path / "out", **{"num-beams": 4})
+    run(monkeypatch, model=folder / "model", data=folder / "data", output=tmp_path / "out", **{"beam-size": 4})
     model, dataset = loaded
     model = copy.deepcopy(model)
-    model.config.num_beams = 4
+    model.config.beam_size = 4
     expected = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
-    model.config.num_beams = 1
+    model.config.beam_size = 1
     greedy = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["overall"]["mpjpe"]
     assert found == pytest.approx(expected, rel=1e-4)

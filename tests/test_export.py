@@ -168,8 +168,8 @@ def test_what_cannot_be_is_said_before_work_begins(changes: dict, sentence: str,
 def test_a_search_is_not_exported(tmp_path: Path) -> None:
     model, extractor = export_model_of("parts")
     model = copy.deepcopy(model)
-    model.config.num_beams = 4
-    with pytest.raises(ExportError, match=r"num_beams is 4, .* set num_beams to 1"):
+    model.config.beam_size = 4
+    with pytest.raises(ExportError, match=r"beam_size is 4, .* set beam_size to 1"):
         export_model(model, extractor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -158,9 +158,9 @@ def test_another_model_is_refused(place, tmp_path):
 
 def test_a_search_gives_its_own_tokens(place, tmp_path, monkeypatch):
     options = {"model": place / "model", "data": place / "data", "output": tmp_path / "tokens"}
-    run_script(monkeypatch, "extract_tokens.py", **options, cache_dir=place / "cache", num_beams=4)
+    run_script(monkeypatch, "extract_tokens.py", **options, cache_dir=place / "cache", beam_size=4)
     model, extractor = load_pretrained(place / "model")
-    model.config.num_beams = 4
+    model.config.beam_size = 4
     dataset = PoseDataset(place / "data", "train", feature_extractor=extractor, cache_dir=place / "cache")
     table = datasets.load_dataset(
         "parquet", data_files=f"{tmp_path}/tokens/train-*.parquet", split="train", cache_dir=str(tmp_path / "cache")

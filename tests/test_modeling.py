@@ -327,7 +327,7 @@ def test_rates_follow_from_the_configuration() -> None:
         ({"quantizer": "vq"}, "quantizer is 'vq'; expected one of rvq, fsq"),
         ({"kernel_size": 4}, "kernel_size is 4; expected an odd"),
         ({"hidden_size": 0}, "hidden_size is 0; expected at least 1"),
-        ({"num_beams": 0}, "num_beams is 0; expected at least 1"),
+        ({"beam_size": 0}, "beam_size is 0; expected at least 1"),
         ({"num_quantizers": [1, 2]}, "num_quantizers has 2 entries; expected one per token group .body, face"),
         ({"num_quantizers": [1, 2, 0, 1]}, "expected at least one level"),
         ({"quantizer": "fsq", "codebook_size": 1000}, "codebook_size is 1000; quantizer 'fsq' knows 64"),
