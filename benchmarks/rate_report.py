@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rate_distortion import LINEAR_ROWS, BEAM_SIZE, RESULTS, ROWS, best_rate, read_results
+from rate_distortion import BEAM_SIZE, LINEAR_ROWS, RESULTS, ROWS, best_rate, read_results
 
 from modeling_pose_tokenizer.visualization import draw_curves
 
