@@ -194,7 +194,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
             target_bits_per_frame (`float`, *optional*):
                 Spend at most so many bits per frame on each sequence, levels where they gain most, instead of all
                 levels everywhere. What is not said has code 0, and `decode` reads the codes as any others;
-                `get_spent_bits` counts them. Needs the whole sequence and `quantizer: "rvq"`.
+                `get_spent_bits` counts them. Needs the whole sequence and `quantizer: "rvq"`. Where not every level
+                can be paid, the nearest codes are taken, whatever `beam_size`.
 
         Returns:
             [`PoseTokenizerEncoderOutput`] with `pose_codes` of shape `(B, Q, S)`.
