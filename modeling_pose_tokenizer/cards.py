@@ -249,6 +249,9 @@ def _read_metrics(entry: dict[str, Any], path: Path, config: PoseTokenizerConfig
         raise CardError(
             f"{path}: is of another model, of {found:g} bits per frame, not {config.bits_per_frame:g}; {make}."
         )
+    searched = metrics["tokens"].get("beam_size", 1)
+    if searched != config.beam_size:
+        raise CardError(f"{path}: was measured with beam_size {searched}, the model has {config.beam_size}; {make}.")
     return {"about": entry, "rows": rows, "tokens": metrics["tokens"], "data": metrics["data"]}
 
 

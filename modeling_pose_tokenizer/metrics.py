@@ -35,6 +35,7 @@ quantization_error    mean squared difference between latent and quantized laten
                       reports it, weighted by valid code steps
 compression_ratio     bits of the input's coordinates as float32, 32 N (D - 1) per frame, over the     ratio
                       tokens' bits per frame; confidences are not counted, though the tokens carry them
+beam_size             paths of codes that the search for them went on with; 1: the nearest           paths
 bits_per_frame        bits of all codebooks per input frame at the model's sampling rate               bits / frame
 bitrate               bits per second                                                                  bits / s
 token_rate            tokens of all codebooks per second                                               tokens / s
@@ -394,6 +395,7 @@ class ReconstructionMetrics(MetricSums):
             perplexity.append(torch.exp(-torch.special.xlogy(share, share).sum()).item() if total else None)
         coordinates = 0 if config is None else len(self.skeleton.keypoint_names) * (config.keypoint_dim - 1)
         return {
+            "beam_size": None if config is None else config.beam_size,
             "bits_per_frame": None if config is None else config.bits_per_frame,
             "bitrate": None if config is None else config.bitrate,
             "token_rate": None if config is None else config.token_rate,

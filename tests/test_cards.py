@@ -127,6 +127,7 @@ def write(name: str, text: str) -> Callable[[Path], object]:
         ),
         (change("overall.mpjpe", None), r"overall\.mpjpe is null, nothing was measured"),
         (change("tokens.bits_per_frame", 99), "of another model, of 99 bits per frame"),
+        (change("tokens.beam_size", 8), "was measured with beam_size 8, the model has 1"),
         *(
             (say(**{key: None}), f"{key} is missing, and nobody but you knows")
             for key in (

@@ -143,7 +143,9 @@ def test_the_command_searches_when_asked(folder, loaded, tmp_path, monkeypatch):
     expected = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
     model.config.beam_size = 1
     greedy = evaluate_model(model, dataset, progress=False).metrics["overall"]["mpjpe"]
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["overall"]["mpjpe"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["tokens"]["beam_size"] == 4
+    found = metrics["overall"]["mpjpe"]
     assert found == pytest.approx(expected, rel=1e-4)
     assert found != pytest.approx(greedy, rel=1e-4)
 
