@@ -7,7 +7,9 @@ width, over keypoints whose confidence exceeds 0.3, micro-averaged. Bits per fra
 cover, S x hop: a last step that is filled up counts as a whole one in every row.
 """
 
+import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_pose_tokenizer import PoseFeatureExtractor
+from modeling_pose_tokenizer import PoseFeatureExtractor, PoseTokenizerModel
 from modeling_pose_tokenizer.augmentation import PoseAugmentation
 from modeling_pose_tokenizer.formats import PoseDataError, read_npz
+from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 from modeling_pose_tokenizer.skeleton_pose_tokenizer import Skeleton
 
 CONFIDENCE_THRESHOLD = 0.3
@@ -80,6 +83,22 @@ def load_benchmark(data: Path, name: str = "signing") -> Benchmark:
     for val_set, (folder, pattern) in VAL_SETS[name].items():
         val[val_set] = _read_clips(data / folder / "val", pattern, extractor)
     return Benchmark(name, extractor.layout, fields, extractor, train, val)
+
+
+def open_model(description: str | None) -> tuple[PoseTokenizerModel, Benchmark, Path | None]:
+    """What a command that measures one model was given: the model in eval mode, the data, a JSON file for the result.
+
+    Ends the program with one sentence where the model or the data cannot be read.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--model", default="pretrained/small", help="model (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    try:
+        return load_pretrained(args.model)[0].eval(), load_benchmark(args.data), args.output
+    except (PoseDataError, ModelFolderError) as error:
+        sys.exit(str(error))
 
 
 def _read_skeleton(path: Path) -> dict[str, Any]:

@@ -9,21 +9,16 @@ target rates. Bits are those of `get_spent_bits` (how many levels follow, and th
 distances in percent of the shoulder width, and `weighted` is the mean over all keypoints as the loss weights them.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from protocol import PartErrors, load_benchmark
+from protocol import PartErrors, open_model
 from rate_distortion import padded
 
 from modeling_pose_tokenizer import PoseTokenizerModel
-from modeling_pose_tokenizer.formats import PoseDataError
-from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 
 TARGETS = (6.0, 8.0, 10.0, 12.0, 14.0, 16.0)
 
@@ -51,32 +46,21 @@ def score(model: PoseTokenizerModel, clips: Sequence[np.ndarray], **options: Any
     return {"bits": bits / frames, "weighted": weighted} | {key: found[key] for key in ("hands", "body", "face")}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default="pretrained/small", help="model (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the result")
-    args = parser.parse_args()
-    try:
-        benchmark = load_benchmark(args.data)
-        model, _ = load_pretrained(args.model)
-    except (PoseDataError, ModelFolderError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def main() -> None:
+    model, benchmark, output = open_model(__doc__)
     settings: list[dict[str, float]] = [{"num_quantizers": level} for level in range(1, model.config.num_levels + 1)]
     settings += [{"target_bits_per_frame": target} for target in TARGETS]
     result = {}
     print("| val set | rate | bits | weighted | hands | body | face |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name, clips in benchmark.val.items():
-        rows = result[name] = [options | score(model.eval(), clips, **options) for options in settings]
+        rows = result[name] = [options | score(model, clips, **options) for options in settings]
         for options, row in zip(settings, rows, strict=True):
             rate = " ".join(f"{key} {value:g}" for key, value in options.items())
             figures = " | ".join(f"{row[key]:.2f}" for key in ("bits", "weighted", "hands", "body", "face"))
             print(f"| {name} | {rate} | {figures} |", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    return 0
+    if output:
+        output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,26 +10,22 @@ percent of what it is in its own step. Then the same weights code with key steps
 all codes is replaced: mean distances in percent of the shoulder width.
 """
 
-import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from protocol import PartErrors, load_benchmark
+from protocol import PartErrors, open_model
 from rate_distortion import padded
 
 from modeling_pose_tokenizer import PoseTokenizerModel
-from modeling_pose_tokenizer.formats import PoseDataError
-from modeling_pose_tokenizer.hub import ModelFolderError, load_pretrained
 
 INTERVALS = (1, 4, 8, 16, 32)
 SHARES = (0.0, 0.01, 0.05)
 STEPS_AFTER = (1, 2, 4, 8, 16)
+ROUNDS = 3  # wrong codes that each codebook of a clip is given
 
 
 def draw_wrong(codes: torch.Tensor, share: float, num_codes: int, generator: torch.Generator) -> torch.Tensor:
@@ -40,7 +36,7 @@ def draw_wrong(codes: torch.Tensor, share: float, num_codes: int, generator: tor
 
 
 @torch.inference_mode()
-def spread(model: PoseTokenizerModel, clips: Sequence[np.ndarray], rounds: int = 3) -> dict[str, dict[str, float]]:
+def spread(model: PoseTokenizerModel, clips: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
     """Mean distance that one wrong code moves a token group's keypoints by, over the steps after it, for each level.
 
     The code changes one step behind a key step, so that no other follows for a while; of clips that last so long.
@@ -51,14 +47,13 @@ def spread(model: PoseTokenizerModel, clips: Sequence[np.ndarray], rounds: int =
     for _, batch in padded([clip[:frames] for clip in clips if len(clip) >= frames]):
         codes = model.encode(**batch).pose_codes
         assert codes is not None
+        right_poses = model.decode(codes, batch["padding_mask"]).pose_values
         for book, (group, level) in enumerate(model.config.codebook_index):
             keypoints = list(model.config.layout.group_keypoints[group])
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 wrong = codes.clone()
                 wrong[:, book, 1:2] = draw_wrong(codes[:, book, 1:2], 1.0, model.config.codebook_size, generator)
-                right_poses, wrong_poses = (
-                    model.decode(each, batch["padding_mask"]).pose_values for each in (codes, wrong)
-                )
+                wrong_poses = model.decode(wrong, batch["padding_mask"]).pose_values
                 assert right_poses is not None and wrong_poses is not None
                 moved = (wrong_poses - right_poses)[:, :, keypoints, :-1].norm(dim=-1).mean((0, 2))
                 for step in (0, *STEPS_AFTER):
@@ -85,20 +80,10 @@ def score(model: PoseTokenizerModel, clips: Sequence[np.ndarray], share: float) 
     return errors.compute()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", default="pretrained/small", help="model (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the result")
-    args = parser.parse_args()
-    try:
-        benchmark = load_benchmark(args.data)
-        model, _ = load_pretrained(args.model)
-    except (PoseDataError, ModelFolderError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def main() -> None:
+    model, benchmark, output = open_model(__doc__)
     clips = benchmark.val["words"]
-    result: dict[str, Any] = {"spread": spread(model.eval(), clips), "key_interval": []}
+    result: dict[str, Any] = {"spread": spread(model, clips), "key_interval": []}
     print("| wrong code of | moves | " + " | ".join(f"after {step}" for step in STEPS_AFTER) + " |")
     print("| --- " * (len(STEPS_AFTER) + 2) + "|")
     for name, row in result["spread"].items():
@@ -112,10 +97,9 @@ def main() -> int:
             result["key_interval"].append({"key_interval": interval, "share": share} | row)
             figures = " | ".join(f"{row[key]:.2f}" for key in ("hands", "body", "face"))
             print(f"| {interval} | {share:.0%} | {figures} |", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    return 0
+    if output:
+        output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

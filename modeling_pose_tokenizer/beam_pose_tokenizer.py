@@ -30,6 +30,7 @@ def search_codes(
     num_levels: int,
     beam_size: int,
     vectors: torch.Tensor,
+    norms: torch.Tensor,
 ) -> torch.Tensor:
     """Codes `(q, B)` of one step that leave less of the latents than the nearest code at each level does.
 
@@ -46,6 +47,7 @@ def search_codes(
         num_levels (`int`): Levels to use.
         beam_size (`int`): M.
         vectors (`torch.Tensor` of shape `(Q, K, d)`): Those of all codes.
+        norms (`torch.Tensor` of shape `(Q, K)`): Their squared norms.
     """
     predictor, stages = quantizer.predictor, quantizer.stages_of(num_levels)
     known = slice(0, quantizer.count_codebooks(num_levels))
@@ -59,7 +61,8 @@ def search_codes(
         scale = scales[members][:, None]  # (g, M, B)
         left = torch.zeros_like(scale)
         said: list[torch.Tensor] = []  # codes (g, M, B) of each level
-        for level, groups, books in [stage for stage in stages if stage[1][0] in members]:
+        own_stages = [stage for stage in stages if stage[1][0] in members]
+        for level, groups, books in own_stages:
             rows = [members.index(group) for group in groups]
             inputs, size = take_rows(latents[level], rows), take_rows(scale, rows)
             if trunk:
@@ -72,9 +75,8 @@ def search_codes(
             product = torch.bmm(residual.flatten(1, 2), vectors[books].mT).unflatten(1, size.shape[1:])
             # |r - s v|^2. Where nothing is to say, what each level says nevertheless adds up.
             missed = residual.square().sum(-1) + torch.where(heard, 0.0, take_rows(left, rows))
-            norms = vectors[books].square().sum(-1)[:, None, None]
-            missed = missed[..., None] + size[..., None] * (size[..., None] * norms - 2 * product)  # (g, M, B, K)
-            best, place = missed.transpose(1, 2).flatten(2).topk(num_paths, largest=False)  # (g, B, M)
+            missed = missed[..., None] + size[..., None] * (size[..., None] * norms[books, None, None] - 2 * product)
+            best, place = missed.transpose(1, 2).flatten(2).topk(num_paths, largest=False)  # of (g, B, M K)
             path, code = (place.mT // quantizer.num_codes), (place.mT % quantizer.num_codes)
             size = pick(size, path)
             vector = quantizer.read(code.flatten(1), books).unflatten(1, code.shape[1:])
@@ -86,7 +88,7 @@ def search_codes(
             said.append(put_rows(said[-1] if said else code, rows, code))
             follow = quantizer.gain.follow(code.flatten(1), books).unflatten(1, code.shape[1:])
             scale, left = put_rows(scale, rows, size * follow), put_rows(left, rows, best.mT)
-        for level, groups, books in [stage for stage in stages if stage[1][0] in members]:
+        for level, groups, books in own_stages:
             codes[books] = take_rows(said[level], [members.index(group) for group in groups])[:, 0]
         trunk = [each[0, 0] for each in latents]
         trunk += trunk[-1:] * (num_levels + 1 - len(trunk))

@@ -208,14 +208,16 @@ class ResidualQuantizer(nn.Module, ABC):
                 takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
-        tables = self.tables()
-        vectors = self.read_all() if beam_size > 1 else None
+        search = beam_size > 1
+        tables = None if search else self.tables()
+        vectors = self.read_all() if search else None
+        norms = None if vectors is None else vectors.square().sum(-1)
 
         def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
             found, speaks = [], there.clone() if cost else there
             best = None
-            if vectors is not None:
-                best = search_codes(self, before, bool(key), goals, there, num_levels, beam_size, vectors)
+            if vectors is not None and norms is not None:
+                best = search_codes(self, before, bool(key), goals, there, num_levels, beam_size, vectors, norms)
 
             def say(
                 expected: torch.Tensor, scale: torch.Tensor, groups: list[int], books: slice

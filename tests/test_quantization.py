@@ -346,9 +346,8 @@ def test_dead_codes_come_back_as_vectors_of_the_batch() -> None:
     latents = torch.randn(1, 40, 1, quantizer.dim)
     valid = torch.ones(1, 40, dtype=torch.bool)
     quantizer.codebook[0, 1:10] = 1e3  # far from everything: never chosen
-    residuals = quantizer.walk(*quantizer._arrange(latents, valid, None), quantizer.num_levels).looked_up(slice(1))[
-        0, :, 0
-    ]
+    found = quantizer.walk(*quantizer._arrange(latents, valid, None), quantizer.num_levels)
+    residuals = found.looked_up(slice(1))[0, :, 0]
     quantizer(latents, valid)
     distances = torch.cdist(quantizer.codebook[0, 1:10], residuals)
     # Laplace smoothing moves a code by a few millionths, and cdist rounds.
