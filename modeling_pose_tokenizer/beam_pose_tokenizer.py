@@ -52,7 +52,7 @@ def search_codes(
     predictor, stages = quantizer.predictor, quantizer.stages_of(num_levels)
     known = slice(0, quantizer.count_codebooks(num_levels))
     past = None if key else predictor.from_past(predictor.past_inputs(before, known), known)[:, None]  # (q, 1, B, d)
-    scales = quantizer.gain.start(before, key)
+    scales = quantizer.gain.start(before[1], key)
     codes = torch.zeros(known.stop, goals.shape[1], dtype=torch.long, device=goals.device)
     num_paths = min(beam_size, quantizer.num_codes)
     trunk: list[torch.Tensor] = []  # the first group's latents (B, d), entry l up to level l - 1

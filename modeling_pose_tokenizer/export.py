@@ -241,12 +241,12 @@ def run_torch_export(path: Path) -> Run:
 class Step(nn.Module):
     """One turn of the quantizer's loop, to be traced."""
 
-    def __init__(self, quantizer: ResidualQuantizer, one_step: Callable[..., Tensors]) -> None:
+    def __init__(self, quantizer: ResidualQuantizer, some_steps: Callable[..., Tensors]) -> None:
         super().__init__()
-        self.quantizer, self.one_step = quantizer, one_step
+        self.quantizer, self.some_steps = quantizer, some_steps
 
     def forward(self, before: torch.Tensor, number: torch.Tensor, *now: torch.Tensor) -> Tensors:
-        return self.one_step(before, self.quantizer._is_key(number), *now)
+        return tuple(each[0] for each in self.some_steps(before, number, *(each[None] for each in now)))
 
 
 class EncoderLoop(nn.Module):
@@ -287,35 +287,35 @@ class Scripted(nn.Module):
         self.part, self.quantizer, self.is_encoder = part.module, quantizer, part.name == "encoder"
         examples: list[Any] = []
 
-        def watch(one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor) -> Any:
+        def watch(some_steps: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor) -> Tensors:
             number = torch.tensor(0)
-            examples.append((one_step, (state.latents.clone(), number, *(each[0] for each in sequences))))
-            return each_step(one_step, state, *sequences)
+            examples.append((some_steps, (state.latents.clone(), number, *(each[0] for each in sequences))))
+            return in_pieces(some_steps, state, *sequences)
 
-        each_step = quantizer._each_step
+        in_pieces = quantizer._in_pieces
         with self.replaced(watch):
             part.module(*part.inputs.values())
-        one_step, example = examples[0]
-        step = torch.jit.trace(Step(quantizer, one_step), example, check_trace=False)
+        some_steps, example = examples[0]
+        step = torch.jit.trace(Step(quantizer, some_steps), example, check_trace=False)
         self.loop: nn.Module = torch.jit.script((EncoderLoop if self.is_encoder else DecoderLoop)(step))
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        def run(_: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor) -> list[torch.Tensor]:
+        def run(_: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor) -> Tensors:
             found: torch.Tensor = self.loop(state.latents, *sequences)
             # The encoder's latents, residuals and scales are only learned from.
-            return [state.latents[None], found, found, found] if self.is_encoder else [found]
+            return (state.latents[None], found, found, found) if self.is_encoder else (found,)
 
         with self.replaced(run):
             return self.part(*inputs)
 
     @contextmanager
-    def replaced(self, each_step: Callable[..., Any]) -> Iterator[None]:
+    def replaced(self, in_pieces: Callable[..., Any]) -> Iterator[None]:
         """The quantizer with another loop."""
-        object.__setattr__(self.quantizer, "_each_step", each_step)
+        object.__setattr__(self.quantizer, "_in_pieces", in_pieces)
         try:
             yield
         finally:
-            object.__delattr__(self.quantizer, "_each_step")
+            object.__delattr__(self.quantizer, "_in_pieces")
 
 
 def write_torchscript(part: Part, path: Path, metadata: dict[str, str]) -> None:

@@ -64,15 +64,16 @@ class PoseTokenizerGain(nn.Module):
             init.ones_(buffer)
         init.copy_(self.past, torch.eye(self.past.shape[1])[-1:].expand_as(self.past))
 
-    def start(self, before: torch.Tensor, key: bool | torch.Tensor) -> torch.Tensor:
-        """Scales `(G, M)` at the first level, from latents of the step before `(L + 1, G, M, d)`, entry l decoded up
-        to level l - 1."""
-        alone = self.key.float()[:, None].expand(before.shape[1:3])
+    def start(self, before: torch.Tensor, key: bool | torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Scales `(g, M)` at the first level of g groups, number `first` and those behind it, from their latents
+        `(g, M, d)` of the step before, decoded at the first level; `key` as one answer or many."""
+        groups = slice(first, first + len(before))
+        alone = self.key[groups].float()[:, None].expand(before.shape[:2])
         if key is True:
             return alone.sqrt()
-        past = self.past.float()
-        variance = torch.baddbmm(past[:, None, -1:], before[1].square(), past[:, :-1, None])[..., 0]
-        variance = variance.minimum(self.largest.float()[:, None])
+        past = self.past[groups].float()
+        variance = torch.baddbmm(past[:, None, -1:], before.square(), past[:, :-1, None])[..., 0]
+        variance = variance.minimum(self.largest[groups].float()[:, None])
         return torch.where(key, alone, variance).sqrt() if isinstance(key, torch.Tensor) else variance.sqrt()
 
     def follow(self, codes: torch.Tensor, books: slice) -> torch.Tensor:

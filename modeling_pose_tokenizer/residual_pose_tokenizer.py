@@ -6,7 +6,7 @@ every group that has one, ...
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from .beam_pose_tokenizer import search_codes
 from .codebook_pose_tokenizer import carry, repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .gain_pose_tokenizer import PoseTokenizerGain
-from .prediction_pose_tokenizer import PoseTokenizerPredictor, put_rows, take_rows
+from .prediction_pose_tokenizer import PoseTokenizerPredictor, take_rows
 
 # Rounds of fitting a level's prediction and codes to each other.
 FIT_ROUNDS = 6
@@ -78,16 +78,43 @@ class Walk:
 
 
 Tensors = tuple[torch.Tensor, ...]
-# Whether a code step is a key step: known in a loop, computed in an export.
-Key = bool | torch.Tensor
-# Prediction (g, M, d), its scale (g, M), its groups, their codebooks -> codes (g, M), and their vectors (g, M, d).
-Say = Callable[[torch.Tensor, torch.Tensor, list[int], slice], tuple[torch.Tensor, torch.Tensor]]
+# Codebooks that follow one another, each at a code step of its own: what is decoded at once.
+Turn = list[tuple[int, int]]
+# Turn, its codebooks, predictions (g, B, d), their scales (g, B) -> codes (g, B) and their vectors (g, B, d).
+Say = Callable[[Turn, slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def split_steps(sequence: torch.Tensor, count: int, length: int) -> torch.Tensor:
     """`(S, g, B, ...)` to `count` sequences of `length` steps, filled up with zeros: `(length, g, count B, ...)`."""
     missing = sequence.new_zeros(count * length - len(sequence), *sequence.shape[1:])
     return torch.cat([sequence, missing]).unflatten(0, (count, length)).movedim(0, 2).flatten(2, 3)
+
+
+class Rows:
+    """A sequence `(S, g, B, ...)` of which single rows are taken, as views: no tensor of numbers, which a loop in an
+    exported graph cannot hold."""
+
+    def __init__(self, sequence: torch.Tensor):
+        self.width, self.rows = sequence.shape[1], list(sequence.flatten(0, 1).unbind(0))
+
+    def take(self, places: Turn) -> torch.Tensor:
+        """`(n, B, ...)` of n places: the number among the g, and the step."""
+        return torch.stack([self.rows[step * self.width + number] for number, step in places])
+
+    def put(self, places: Turn, values: torch.Tensor) -> None:
+        """Other values `(n, B, ...)` in their places."""
+        for (number, step), value in zip(places, values.unbind(0), strict=True):
+            self.rows[step * self.width + number] = value
+
+
+def side_by_side(rows: list[torch.Tensor], number: int) -> torch.Tensor:
+    """As many rows `(B, d)` of each of `number` codebooks: `(number, B, n d)`."""
+    return torch.cat(rows, -1).unflatten(-1, (number, -1)).transpose(0, 1)
+
+
+def in_order(found: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """What was found for each of g rows at each of S steps `(B, ...)`: `(S, g, B, ...)`."""
+    return torch.stack([each for step in zip(*found, strict=True) for each in step]).unflatten(0, (-1, len(found)))
 
 
 class ResidualQuantizer(nn.Module, ABC):
@@ -208,107 +235,152 @@ class ResidualQuantizer(nn.Module, ABC):
                 takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
-        search = beam_size > 1
-        tables = None if search else self.tables()
-        vectors = self.read_all() if search else None
-        norms = None if vectors is None else vectors.square().sum(-1)
+        tables, num_books = self.tables(), self.count_codebooks(num_levels)
 
-        def one_step(before: torch.Tensor, key: Key, goals: torch.Tensor, there: torch.Tensor, *cost: Any) -> Tensors:
-            found, speaks = [], there.clone() if cost else there
-            best = None
-            if vectors is not None and norms is not None:
-                best = search_codes(self, before, bool(key), goals, there, num_levels, beam_size, vectors, norms)
+        def look_up(
+            before: torch.Tensor, first: Any, goals: torch.Tensor, there: torch.Tensor, *cost: Any, given: Any = None
+        ) -> Tensors:
+            found: list[list[list[torch.Tensor]]] = [[[] for _ in range(num_books)] for _ in range(3)]
+            wanted, heard, speaks, prices = Rows(goals), Rows(there), Rows(there), [Rows(each) for each in cost]
 
             def say(
-                expected: torch.Tensor, scale: torch.Tensor, groups: list[int], books: slice
+                turn: Turn, books: slice, expected: torch.Tensor, scale: torch.Tensor
             ) -> tuple[torch.Tensor, torch.Tensor]:
-                heard = take_rows(there, groups)[..., None]
-                residual = torch.where(heard, take_rows(goals, groups) - expected, 0.0)
-                codes = self.lookup(residual / scale[..., None], books, tables) if best is None else best[books]
-                for price in cost:
+                places = [(self.owners[book][0], step) for book, step in turn]
+                residual = torch.where(heard.take(places)[..., None], wanted.take(places) - expected, 0.0)
+                codes = self.lookup(residual / scale[..., None], books, tables) if given is None else given[books]
+                for price in prices:
                     left = residual - scale[..., None] * self.read(codes, books)
                     gained = residual.square().sum(-1) - left.square().sum(-1)
-                    speaks[groups] &= gained > price[groups]
-                    codes = torch.where(speaks[groups], codes, 0)
-                found.append((codes, residual, scale))
+                    speaking = speaks.take(places) & (gained > price.take(places))
+                    speaks.put(places, speaking)
+                    codes = torch.where(speaking, codes, 0)
+                for rows, each in zip(found, (codes, residual, scale), strict=True):
+                    for (book, _), row in zip(turn, each.unbind(0), strict=True):
+                        rows[book].append(row)
                 return codes, self.read(codes, books)
 
-            levels = self._advance(before, key, num_levels, say)
-            return levels, *(torch.cat(each) for each in zip(*found, strict=True))
+            decoded = self._advance(before, first, len(goals), num_levels, say)
+            return decoded, *map(in_order, found)
+
+        def search(before: torch.Tensor, first: Any, *sequences: torch.Tensor) -> Tensors:
+            found, vectors = [], self.read_all()
+            norms = vectors.square().sum(-1)
+            for step, (goals, there) in enumerate(zip(*sequences, strict=True), first):
+                key = self._is_key(step)
+                codes = search_codes(self, before, key, goals, there, num_levels, beam_size, vectors, norms)
+                found.append(look_up(before, step, goals[None], there[None], given=codes))
+                before = found[-1][0][-1]
+            return tuple(torch.cat(each) for each in zip(*found, strict=True))
 
         costs = [] if price is None else [price.expand(len(latents), -1, -1)]
-        decoded, *found = self._each_step(one_step, state, latents, seen, *costs)
+        decoded, *found = self._in_pieces(search if beam_size > 1 else look_up, state, latents, seen, *costs)
         codes, residuals, scales = (each.transpose(0, 1) for each in found)
         return Walk(codes=codes, residuals=residuals, scales=scales, latents=decoded)
 
-    def _advance(self, before: torch.Tensor, key: Key, num_levels: int, say: Say) -> torch.Tensor:
-        """Latents `(L + 1, G, B, d)` of a code step from those of the step before: what is predicted, and what `say`
-        adds to it at the expected scale, stage by stage."""
-        stages = self.stages_of(num_levels)
-        past = None
-        if key is not True:
-            known = slice(0, stages[-1][2].stop)
-            past = self.predictor.from_past(self.predictor.past_inputs(before, known), known)
-            past = torch.where(key, 0.0, past) if isinstance(key, torch.Tensor) else past
-        levels = [before[0]]  # nothing is decoded yet: zeros
-        scales = self.gain.start(before, key)
-        for level, groups, books in stages:
-            if len(levels) == level + 1:
-                levels.append(levels[level])
-            present = self.predictor.present_inputs(levels, groups, level)
-            expected = self.predictor.from_present(present, books, key)
-            expected = expected if past is None else expected + past[books]
-            scale = take_rows(scales, groups)
-            codes, vectors = say(expected, scale, groups, books)
-            levels[level + 1] = put_rows(levels[level + 1], groups, expected + scale[..., None] * vectors)
-            scales = put_rows(scales, groups, scale * self.gain.follow(codes, books))
-        return torch.stack(levels + [levels[-1]] * (self.num_levels + 1 - len(levels)))
+    def _turns(self, num_books: int, steps: int) -> list[Turn]:
+        """What is decoded at once, in turn.
 
-    def _each_step(
-        self, one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """What `one_step(before, key, *now)` gives for each code step, stacked; its first result is the next `before`.
+        A codebook hangs on lower levels of its step, on the first group's same level, and on the step before. So while
+        the first group decodes its level l at step s, the others can decode theirs at step s - 1, and level l + 1
+        follows one step behind: S + L turns of all codebooks instead of 2 S L of a few (Lamport, "The parallel
+        execution of DO loops", Communications of the ACM 17(2), 1974).
+        """
+        delays = [level + (group > 0) for group, level in self.owners[:num_books]]
+        return [
+            [(book, turn - delay) for book, delay in enumerate(delays) if 0 <= turn - delay < steps]
+            for turn in range(steps + delays[-1])
+        ]
 
-        Of `sequences` `(S, groups or codebooks, B, ...)` and of results, the first `(L + 1, G, B, d)`, others
-        `(codebooks, B, ...)`.
+    def _advance(self, before: torch.Tensor, first: Any, steps: int, num_levels: int, say: Say) -> torch.Tensor:
+        """Latents `(S, L + 1, G, B, d)` of code steps from those of the step before: what is predicted, and what `say`
+        adds to it at the expected scale. `first` is the number of the first step, a tensor in an export of one."""
+        predictor, nothing, num_books = self.predictor, before[0, 0], self.count_codebooks(num_levels)
+        # [l][g][s]: decoded up to level l - 1 at step s - 1. A group without a level has there what is below it.
+        reached = [[[nothing] * (steps + 1)] * self.num_groups]
+        for level, latents in enumerate(before[1:].unbind(0)):
+            row = enumerate(zip(latents.unbind(0), reached[level], strict=True))
+            used = self.owners[:num_books]
+            reached.append([[latent] if (group, level) in used else below for group, (latent, below) in row])
+        follow: dict[tuple[int, int], torch.Tensor] = {}  # scale (B,) of the next level, by group and step
+        for turn in self._turns(num_books, steps):
+            books = slice(turn[0][0], turn[-1][0] + 1)
+            owners = self.owners[books]
+            key = self._is_key_turn(turn, first, before.device)
+            present, past, starts, scales = [], [], [], []
+            for (group, level), (_, step) in zip(owners, turn, strict=True):
+                below, above = reached[level], reached[level + 1]
+                present.append(below[group][step + 1])
+                past += [above[group][step], below[group][step]]
+                if self.num_groups > 1:  # the first group has none to hang on
+                    present += [above[0][step + 1], below[0][step + 1]] if group else [nothing] * 2
+                    past += [above[0][step], below[0][step]] if group else [nothing] * 2
+                if level == 0:
+                    starts.append(above[group][step])
+                else:
+                    scales.append(follow[group, step])
+            mixed = key[..., None] if isinstance(key, torch.Tensor) else None
+            expected = predictor.from_present(side_by_side(present, len(turn)), books, key if mixed is None else mixed)
+            if key is not True:
+                usual = predictor.from_past(side_by_side(past, len(turn)), books)
+                expected = expected + (usual if mixed is None else torch.where(mixed, 0.0, usual))
+            if starts:
+                own_key = key[: len(starts)] if isinstance(key, torch.Tensor) else key
+                scales = [*self.gain.start(torch.stack(starts), own_key, books.start).unbind(0), *scales]
+            scale = torch.stack(scales)
+            codes, vectors = say(turn, books, expected, scale)
+            latents, factors = expected + scale[..., None] * vectors, self.gain.follow(codes, books)
+            rows = zip(owners, turn, latents.unbind(0), (scale * factors).unbind(0), strict=True)
+            for (group, level), (_, step), latent, next_scale in rows:
+                reached[level + 1][group].append(latent)
+                follow[group, step] = next_scale
+        decoded = in_order([row[1:] for entry in reached for row in entry])
+        return decoded.unflatten(1, (self.num_levels + 1, self.num_groups))
 
-        No step is predicted across a key step: what lies between two of them is one sequence of many, so that the
-        loop is no longer than `key_interval`, however long the input. In an export the loop is an operator of the
+    def _is_key_turn(self, turn: Turn, first: Any, device: torch.device) -> bool | torch.Tensor:
+        """Whether the codebooks of a turn are at a key step: one answer for all, or answers `(g, 1)`."""
+        if isinstance(first, torch.Tensor):
+            key: torch.Tensor = self._is_key(first).reshape(1, 1)
+            return key
+        keys = [self._is_key(first + step) for _, step in turn]
+        return keys[0] if len(set(keys)) == 1 else torch.tensor(keys, device=device)[:, None]
+
+    def _in_pieces(
+        self, some_steps: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
+    ) -> Tensors:
+        """What `some_steps(before, first, *sequences)` gives, `first` being the number of the first step.
+
+        Of `sequences` `(S, groups or codebooks, B, ...)` and of results, the first `(S, L + 1, G, B, d)`, whose last
+        step is the next `before`, others `(S, codebooks, B, ...)`.
+
+        No step is predicted across a key step: what lies between two of them is one sequence of many, so that none is
+        longer than `key_interval`, however long the input. In an export the loop over steps is an operator of the
         graph, so that it runs as often as the input is long; a step that is exported alone needs none.
         """
         interval, (steps, _, batch) = self.key_interval, sequences[0].shape[:3]
         in_graph = torch.compiler.is_exporting() and not isinstance(state.step, torch.Tensor)
         if interval == 1 or (not in_graph and 0 < interval < steps and self._is_key(state.step)):
             count = -(-steps // interval)
-            apart = self.new_state(count * batch, state.latents.device)
-            results = self._loop(one_step, apart, *(split_steps(each, count, interval) for each in sequences))
-            results = [
+            apart = self.new_state(count * batch, state.latents.device).latents
+            pieces = some_steps(apart, 0, *(split_steps(each, count, interval) for each in sequences))
+            results = tuple(
                 each.unflatten(place, (count, batch)).movedim(place, 0).flatten(0, 1)[:steps]
-                for each, place in zip(results, (3, 2, 2, 2), strict=False)
-            ]
-            state.latents, state.step = results[0][-1], state.step + steps
-            return results
-        if in_graph:
+                for each, place in zip(pieces, (3, 2, 2, 2), strict=False)
+            )
+        elif in_graph:
             assert isinstance(state.step, int)
 
             def combine(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
                 before, number = carry
-                latents, *others = one_step(before, self._is_key(number), *now)
+                latents, *others = (each[0] for each in some_steps(before, number, *(each[None] for each in now)))
                 return (latents, number + 1), (latents.clone(), *others)
 
             start = torch.full((), state.step, device=state.latents.device)
-            return list(scan(combine, (state.latents, start), sequences)[1])
-        return self._loop(one_step, state, *sequences)
-
-    def _loop(
-        self, one_step: Callable[..., Tensors], state: QuantizerState, *sequences: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """One step after the other."""
-        found = []
-        for now in zip(*(sequence.unbind(0) for sequence in sequences), strict=True):
-            found.append(one_step(state.latents, self._is_key(state.step), *now))
-            state.latents, state.step = found[-1][0], state.step + 1
-        return [torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True)]
+            return tuple(scan(combine, (state.latents, start), sequences)[1])
+        else:
+            results = some_steps(state.latents, state.step, *sequences)
+        state.latents, state.step = results[0][-1], state.step + steps
+        return results
 
     def forward(
         self,
@@ -476,12 +548,13 @@ class ResidualQuantizer(nn.Module, ABC):
         codes = codes.permute(1, 2, 0)  # (Q, S, B)
         vectors = self.read(codes.flatten(1), slice(0, num_books)).unflatten(1, (steps, batch))
 
-        def one_step(before: torch.Tensor, key: Key, codes: torch.Tensor, vectors: torch.Tensor) -> Tensors:
-            say: Say = lambda expected, scale, groups, books: (codes[books], vectors[books])  # noqa: E731
-            return (self._advance(before, key, num_levels, say),)
+        def some_steps(before: torch.Tensor, first: Any, *said: torch.Tensor) -> Tensors:
+            codes, vectors = (Rows(each) for each in said)
+            say: Say = lambda turn, *_: (codes.take(turn), vectors.take(turn))  # noqa: E731
+            return (self._advance(before, first, len(said[0]), num_levels, say),)
 
         state = self.new_state(batch, codes.device) if state is None else state
-        (decoded,) = self._each_step(one_step, state, codes.transpose(0, 1), vectors.transpose(0, 1))
+        (decoded,) = self._in_pieces(some_steps, state, codes.transpose(0, 1), vectors.transpose(0, 1))
         return decoded[:, -1].permute(2, 0, 1, 3)
 
     @torch.no_grad()
@@ -534,7 +607,7 @@ class ResidualQuantizer(nn.Module, ABC):
             before = known.roll(1, 0).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (L + 1, G, S B, d)
             for row, group in enumerate(groups):
                 self.gain.fit_start(group, residual[row], before[1, group], weight[row], key)
-            return self.gain.start(before, key)[groups]
+            return self.gain.start(before[1], key)[groups]
         assert found is not None
         scales = []
         for row, group in enumerate(groups):

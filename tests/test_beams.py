@@ -31,7 +31,7 @@ def search_alone(
     num_paths = min(beam_size, quantizer.num_codes)
     trunk: list[torch.Tensor] = []
     for group in range(quantizer.num_groups):
-        scale = gain.start(before[:, :, None], key)[group, 0]
+        scale = gain.start(before[1, :, None], key)[group, 0]
         # What is missed, codes, latents by level, scale of the next level.
         paths = [(torch.zeros(()), [], [zero], scale)]
         books = [book for book, (owner, _) in enumerate(quantizer.owners) if owner == group]
