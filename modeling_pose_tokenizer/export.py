@@ -26,8 +26,9 @@ from .extraction import describe_codes, describe_model
 from .feature_extraction_pose_tokenizer import PoseFeatureExtractor
 from .graph_pose_tokenizer import PoseTokenizerPaddingCache
 from .modeling_pose_tokenizer import PoseTokenizerModel
-from .residual_pose_tokenizer import QuantizerState, ResidualQuantizer, Tensors
+from .residual_pose_tokenizer import ResidualQuantizer
 from .runtime import FORMAT_VERSION, run_step
+from .walk_pose_tokenizer import QuantizerState, Tensors
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2"}
 # What an export may differ from the model: share of codes, and decoded values in shoulder widths.

@@ -6,7 +6,7 @@ every group that has one, ...
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,18 @@ from .codebook_pose_tokenizer import carry, repeat_what_counts, robust_sum
 from .configuration_pose_tokenizer import PoseTokenizerConfig
 from .gain_pose_tokenizer import PoseTokenizerGain
 from .prediction_pose_tokenizer import PoseTokenizerPredictor, take_rows
+from .walk_pose_tokenizer import (
+    QuantizerState,
+    Rows,
+    Say,
+    Tensors,
+    Turn,
+    Walk,
+    in_order,
+    side_by_side,
+    split_steps,
+    turns_of,
+)
 
 # Rounds of fitting a level's prediction and codes to each other.
 FIT_ROUNDS = 6
@@ -41,80 +53,6 @@ class QuantizerOutput:
     codes: torch.Tensor
     commitment_loss: torch.Tensor
     quantization_error: torch.Tensor
-
-
-@dataclass
-class QuantizerState:
-    """Where a stream stands.
-
-    Attributes:
-        step (`int`): Code steps so far; a tensor in the export of a single step.
-        latents (`torch.Tensor` of shape `(L + 1, G, B, d)`): The last step's, entry l decoded up to level l - 1.
-    """
-
-    step: int | torch.Tensor
-    latents: torch.Tensor
-
-
-@dataclass
-class Walk:
-    """What quantizing a batch of sequences found, step by step.
-
-    Attributes:
-        codes (`torch.LongTensor` of shape `(Q, S, B)`): Codes.
-        residuals (`torch.Tensor` of shape `(Q, S, B, d)`): Latents less their prediction.
-        scales (`torch.Tensor` of shape `(Q, S, B)`): What residuals were divided by to be looked up.
-        latents (`torch.Tensor` of shape `(S, L + 1, G, B, d)`): Decoded latents, entry l up to level l - 1.
-    """
-
-    codes: torch.Tensor
-    residuals: torch.Tensor
-    scales: torch.Tensor
-    latents: torch.Tensor
-
-    def looked_up(self, books: slice) -> torch.Tensor:
-        """Residuals `(q, S, B, d)` as these codebooks know them."""
-        return self.residuals[books] / self.scales[books][..., None]
-
-
-Tensors = tuple[torch.Tensor, ...]
-# Codebooks that follow one another, each at a code step of its own: what is decoded at once.
-Turn = list[tuple[int, int]]
-# Turn, its codebooks, predictions (g, B, d), their scales (g, B) -> codes (g, B) and their vectors (g, B, d).
-Say = Callable[[Turn, slice, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-def split_steps(sequence: torch.Tensor, count: int, length: int) -> torch.Tensor:
-    """`(S, g, B, ...)` to `count` sequences of `length` steps, filled up with zeros: `(length, g, count B, ...)`."""
-    missing = sequence.new_zeros(count * length - len(sequence), *sequence.shape[1:])
-    return torch.cat([sequence, missing]).unflatten(0, (count, length)).movedim(0, 2).flatten(2, 3)
-
-
-class Rows:
-    """A sequence `(S, g, B, ...)` of which single rows are taken, as views: no tensor of numbers, which a loop in an
-    exported graph cannot hold."""
-
-    def __init__(self, sequence: torch.Tensor):
-        self.width, self.rows = sequence.shape[1], list(sequence.flatten(0, 1).unbind(0))
-
-    def take(self, places: Turn) -> torch.Tensor:
-        """`(n, B, ...)` of n places: the number among the g, and the step."""
-        return torch.stack([self.rows[step * self.width + number] for number, step in places])
-
-    def put(self, places: Turn, values: torch.Tensor) -> None:
-        """Other values `(n, B, ...)` in their places."""
-        for (number, step), value in zip(places, values.unbind(0), strict=True):
-            self.rows[step * self.width + number] = value
-
-
-def side_by_side(rows: list[torch.Tensor], number: int) -> torch.Tensor:
-    """As many rows `(B, d)` of each of `number` codebooks: `(number, B, n d)`."""
-    return torch.cat(rows, -1).unflatten(-1, (number, -1)).transpose(0, 1)
-
-
-def in_order(found: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-    """What was found for each of g rows at each of S steps `(B, ...)`: `(S, g, B, ...)`."""
-    return torch.stack([each for step in zip(*found, strict=True) for each in step]).unflatten(0, (-1, len(found)))
 
 
 class ResidualQuantizer(nn.Module, ABC):
@@ -278,20 +216,6 @@ class ResidualQuantizer(nn.Module, ABC):
         codes, residuals, scales = (each.transpose(0, 1) for each in found)
         return Walk(codes=codes, residuals=residuals, scales=scales, latents=decoded)
 
-    def _turns(self, num_books: int, steps: int) -> list[Turn]:
-        """What is decoded at once, in turn.
-
-        A codebook hangs on lower levels of its step, on the first group's same level, and on the step before. So while
-        the first group decodes its level l at step s, the others can decode theirs at step s - 1, and level l + 1
-        follows one step behind: S + L turns of all codebooks instead of 2 S L of a few (Lamport, "The parallel
-        execution of DO loops", Communications of the ACM 17(2), 1974).
-        """
-        delays = [level + (group > 0) for group, level in self.owners[:num_books]]
-        return [
-            [(book, turn - delay) for book, delay in enumerate(delays) if 0 <= turn - delay < steps]
-            for turn in range(steps + delays[-1])
-        ]
-
     def _advance(self, before: torch.Tensor, first: Any, steps: int, num_levels: int, say: Say) -> torch.Tensor:
         """Latents `(S, L + 1, G, B, d)` of code steps from those of the step before: what is predicted, and what `say`
         adds to it at the expected scale. `first` is the number of the first step, a tensor in an export of one."""
@@ -303,7 +227,7 @@ class ResidualQuantizer(nn.Module, ABC):
             used = self.owners[:num_books]
             reached.append([[latent] if (group, level) in used else below for group, (latent, below) in row])
         follow: dict[tuple[int, int], torch.Tensor] = {}  # scale (B,) of the next level, by group and step
-        for turn in self._turns(num_books, steps):
+        for turn in turns_of(self.owners[:num_books], steps):
             books = slice(turn[0][0], turn[-1][0] + 1)
             owners = self.owners[books]
             key = self._is_key_turn(turn, first, before.device)

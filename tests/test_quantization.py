@@ -21,7 +21,7 @@ from modeling_pose_tokenizer.quantization_pose_tokenizer import (
     ResidualFiniteScalarQuantizer,
     ResidualVectorQuantizer,
 )
-from modeling_pose_tokenizer.residual_pose_tokenizer import QuantizerState
+from modeling_pose_tokenizer.walk_pose_tokenizer import QuantizerState
 from models import small_config, trained_model
 
 quantizers = pytest.mark.parametrize("variant", ["parts", "fsq", "whole"])

@@ -1,0 +1,1 @@
+../../modeling_pose_tokenizer/walk_pose_tokenizer.py
