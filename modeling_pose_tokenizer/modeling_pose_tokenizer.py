@@ -136,7 +136,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         super().__init__(config)
         start = torch.zeros(config.layout.num_keypoints, config.keypoint_dim - 1)
         self.missing_pose = nn.Parameter(start, requires_grad=False)
-        self.has_anchors = max(CodecGraph.from_config(config).anchors) >= 0
+        anchors = CodecGraph.from_config(config).anchors
+        self.num_free = next((place for place, anchor in enumerate(anchors) if anchor >= 0), len(anchors))
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
         self.encoder = PoseTokenizerEncoder(config)
@@ -479,15 +480,18 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         first = self.missing_pose.to(values.dtype).expand(values.shape[0], -1, -1)
         if cache is not None and cache.held is not None:
             first = cache.held
-        hangs, anchor = (self.anchors >= 0)[:, None], self.anchors.clamp(min=0)
-        latest = last_seen(observed, self.config.use_causal_conv)
-        # What hangs on nothing is held first: anchors are among them.
-        coordinates = hold(values[..., :-1], latest, first)
-        offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
-        if self.has_anchors:
-            coordinates = offsets + hold(values[..., :-1] - offsets, latest, first)
+        latest, free = last_seen(observed, self.config.use_causal_conv), self.num_free
+        # The first keypoints hang on nothing; anchors are among them.
+        coordinates = hold(values[:, :, :free, :-1], latest[:, :, :free], first[:, :free])
+        held = coordinates[:, -1]
+        if free < values.shape[2]:
+            hangs, anchor = (self.anchors[free:] >= 0)[:, None], self.anchors[free:].clamp(min=0)
+            offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
+            relative = hold(values[:, :, free:, :-1] - offsets, latest[:, :, free:], first[:, free:])
+            held = torch.cat([held, relative[:, -1]], 1)
+            coordinates = torch.cat([coordinates, offsets + relative], 2)
         if cache is not None:
-            cache.held = (coordinates - offsets)[:, -1]
+            cache.held = held
         return torch.cat([coordinates, values[..., -1:]], -1)
 
     def _seen(self, observed: torch.Tensor) -> torch.Tensor:
