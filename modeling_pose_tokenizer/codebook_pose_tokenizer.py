@@ -11,7 +11,7 @@ SCORES_PER_CHUNK = 2**20
 # Codes per block of the two-level search: the minimum of a block is vectorised, torch.argmin is not.
 CODES_PER_BLOCK = 32
 # Below so many scores one pass of torch.argmin is over before the operations of two levels have begun.
-FEW_SCORES = 2**14
+FEW_SCORES = 2**16
 
 
 def nearest_code(

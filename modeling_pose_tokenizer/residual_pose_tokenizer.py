@@ -173,12 +173,13 @@ class ResidualQuantizer(nn.Module, ABC):
                 takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
-        tables, num_books = self.tables(), self.count_codebooks(num_levels)
+        tables = self.tables()
 
         def look_up(
             before: torch.Tensor, first: Any, goals: torch.Tensor, there: torch.Tensor, *cost: Any, given: Any = None
         ) -> Tensors:
-            found: list[list[list[torch.Tensor]]] = [[[] for _ in range(num_books)] for _ in range(3)]
+            turns: list[Turn] = []
+            found: list[Tensors] = []
             wanted, heard, speaks, prices = Rows(goals), Rows(there), Rows(there), [Rows(each) for each in cost]
 
             def say(
@@ -193,13 +194,12 @@ class ResidualQuantizer(nn.Module, ABC):
                     speaking = speaks.take(places) & (gained > price.take(places))
                     speaks.put(places, speaking)
                     codes = torch.where(speaking, codes, 0)
-                for rows, each in zip(found, (codes, residual, scale), strict=True):
-                    for (book, _), row in zip(turn, each.unbind(0), strict=True):
-                        rows[book].append(row)
+                turns.append(turn)
+                found.append((codes, residual, scale))
                 return codes, self.read(codes, books)
 
             decoded = self._advance(before, first, len(goals), num_levels, say)
-            return decoded, *map(in_order, found)
+            return decoded, *(in_order(each, turns) for each in zip(*found, strict=True))
 
         def search(before: torch.Tensor, first: Any, *sequences: torch.Tensor) -> Tensors:
             found, vectors = [], self.read_all()
@@ -258,8 +258,8 @@ class ResidualQuantizer(nn.Module, ABC):
             for (group, level), (_, step), latent, next_scale in rows:
                 reached[level + 1][group].append(latent)
                 follow[group, step] = next_scale
-        decoded = in_order([row[1:] for entry in reached for row in entry])
-        return decoded.unflatten(1, (self.num_levels + 1, self.num_groups))
+        rows = [row[step + 1] for step in range(steps) for entry in reached for row in entry]
+        return torch.stack(rows).unflatten(0, (steps, self.num_levels + 1, self.num_groups))
 
     def _is_key_turn(self, turn: Turn, first: Any, device: torch.device) -> bool | torch.Tensor:
         """Whether the codebooks of a turn are at a key step: one answer for all, or answers `(g, 1)`."""

@@ -77,9 +77,13 @@ def side_by_side(rows: list[torch.Tensor], number: int) -> torch.Tensor:
     return torch.cat(rows, -1).unflatten(-1, (number, -1)).transpose(0, 1)
 
 
-def in_order(found: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-    """What was found for each of g rows at each of S steps `(B, ...)`: `(S, g, B, ...)`."""
-    return torch.stack([each for step in zip(*found, strict=True) for each in step]).unflatten(0, (-1, len(found)))
+def in_order(found: Sequence[torch.Tensor], turns: Sequence[Turn]) -> torch.Tensor:
+    """What was found in each turn `(g, B, ...)`, step by step and codebook by codebook: `(S, Q, B, ...)`."""
+    rows, places = torch.cat(list(found)), [(step, book) for turn in turns for book, step in turn]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    if (steps := 1 + places[-1][0]) > 1:  # those of a single step lie in order
+        rows = rows.index_select(0, torch.tensor(order, device=rows.device))
+    return rows.unflatten(0, (steps, -1))
 
 
 def turns_of(owners: Sequence[tuple[int, int]], steps: int) -> list[Turn]:
