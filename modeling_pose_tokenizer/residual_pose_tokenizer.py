@@ -258,8 +258,8 @@ class ResidualQuantizer(nn.Module, ABC):
             for (group, level), (_, step), latent, next_scale in rows:
                 reached[level + 1][group].append(latent)
                 follow[group, step] = next_scale
-        rows = [row[step + 1] for step in range(steps) for entry in reached for row in entry]
-        return torch.stack(rows).unflatten(0, (steps, self.num_levels + 1, self.num_groups))
+        every = [row[step + 1] for step in range(steps) for entry in reached for row in entry]
+        return torch.stack(every).unflatten(0, (steps, self.num_levels + 1, self.num_groups))
 
     def _is_key_turn(self, turn: Turn, first: Any, device: torch.device) -> bool | torch.Tensor:
         """Whether the codebooks of a turn are at a key step: one answer for all, or answers `(g, 1)`."""
