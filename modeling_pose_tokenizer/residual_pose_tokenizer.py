@@ -180,7 +180,7 @@ class ResidualQuantizer(nn.Module, ABC):
         ) -> Tensors:
             turns: list[Turn] = []
             found: list[Tensors] = []
-            wanted, heard, speaks, prices = Rows(goals), Rows(there), Rows(there), [Rows(each) for each in cost]
+            wanted, heard, prices = Rows(goals), Rows(there), [(Rows(each), Rows(there)) for each in cost]
 
             def say(
                 turn: Turn, books: slice, expected: torch.Tensor, scale: torch.Tensor
@@ -188,7 +188,7 @@ class ResidualQuantizer(nn.Module, ABC):
                 places = [(self.owners[book][0], step) for book, step in turn]
                 residual = torch.where(heard.take(places)[..., None], wanted.take(places) - expected, 0.0)
                 codes = self.lookup(residual / scale[..., None], books, tables) if given is None else given[books]
-                for price in prices:
+                for price, speaks in prices:
                     left = residual - scale[..., None] * self.read(codes, books)
                     gained = residual.square().sum(-1) - left.square().sum(-1)
                     speaking = speaks.take(places) & (gained > price.take(places))
@@ -258,8 +258,8 @@ class ResidualQuantizer(nn.Module, ABC):
             for (group, level), (_, step), latent, next_scale in rows:
                 reached[level + 1][group].append(latent)
                 follow[group, step] = next_scale
-        every = [row[step + 1] for step in range(steps) for entry in reached for row in entry]
-        return torch.stack(every).unflatten(0, (steps, self.num_levels + 1, self.num_groups))
+        decoded = [row[step + 1] for step in range(steps) for entry in reached for row in entry]
+        return torch.stack(decoded).unflatten(0, (steps, self.num_levels + 1, self.num_groups))
 
     def _is_key_turn(self, turn: Turn, first: Any, device: torch.device) -> bool | torch.Tensor:
         """Whether the codebooks of a turn are at a key step: one answer for all, or answers `(g, 1)`."""
