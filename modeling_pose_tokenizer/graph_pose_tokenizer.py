@@ -178,18 +178,21 @@ def last_seen(observed: torch.Tensor, causal: bool) -> torch.Tensor:
         `torch.LongTensor` of shape `(B, T, N)`.
     """
     last = observed.shape[1] + 1
-    frames = torch.arange(1, last, device=observed.device)[:, None]
-    if torch.compiler.is_exporting():  # ONNX knows no running maximum: the k-th observed frame lies in place k
+    frames = torch.arange(1, last, device=observed.device, dtype=torch.int32)[:, None]
+    latest = torch.where(observed, frames, 0)
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # for any T: the k-th observed frame lies in place k
         count = observed.long().cumsum(1)
-        places = torch.zeros_like(torch.cat([count[:, :1], count], 1))
-        places = places.scatter(1, torch.where(observed, count, 0), torch.where(observed, frames, 0))
-        latest = places.gather(1, count)
-    else:
-        latest = torch.where(observed, frames, 0).cummax(1).values
-    if causal:
-        return latest
-    coming = torch.where(observed, frames, last).amin(1, keepdim=True)
-    return torch.where(latest == 0, torch.where(coming == last, 0, coming), latest)
+        places = torch.zeros_like(torch.cat([latest[:, :1], latest], 1))
+        latest = places.scatter(1, torch.where(observed, count, 0), latest).gather(1, count)
+    else:  # the running maximum, of twice as many frames each time: several times as fast as `cummax`
+        reach = 1
+        while reach < len(frames):
+            latest = torch.cat([latest[:, :reach], latest[:, reach:].maximum(latest[:, :-reach])], 1)
+            reach *= 2
+    if not causal:
+        coming = torch.where(observed, frames, last).amin(1, keepdim=True)
+        latest = latest.maximum(torch.where(coming == last, 0, coming))
+    return latest.long()
 
 
 def hold(values: torch.Tensor, latest: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

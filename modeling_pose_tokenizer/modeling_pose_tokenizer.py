@@ -461,7 +461,8 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         missing = self.get_encoded_length(frames) * self.config.hop_length - frames
         # Numbers are padded, not what is said of them: of padded booleans inductor makes C++ that does not compile.
         values = F.pad(input_values, (0, 0, 0, 0, 0, missing), value=torch.nan)
-        finite = values.isfinite().all(-1)
+        # A number times 0 is 0, others give NaN: a quarter of the time that `isfinite` and `all` take.
+        finite = sum((values * 0).unbind(-1), values.new_zeros(())) == 0
         if padding_mask is not None:
             finite = finite & (F.pad(padding_mask.to(values.dtype), (0, missing)) != 0)[..., None]
         observed = finite & (values[..., -1] >= self.config.confidence_threshold)
@@ -485,8 +486,7 @@ class PoseTokenizerModel(PoseTokenizerPreTrainedModel):
         coordinates = hold(values[:, :, :free, :-1], latest[:, :, :free], first[:, :free])
         held = coordinates[:, -1]
         if free < values.shape[2]:
-            hangs, anchor = (self.anchors[free:] >= 0)[:, None], self.anchors[free:].clamp(min=0)
-            offsets = torch.where(hangs, coordinates.index_select(2, anchor), 0.0)
+            offsets = F.pad(coordinates, (0, 0, 1, 0)).index_select(2, self.anchors[free:] + 1)  # of none, -1: 0
             relative = hold(values[:, :, free:, :-1] - offsets, latest[:, :, free:], first[:, free:])
             held = torch.cat([held, relative[:, -1]], 1)
             coordinates = torch.cat([coordinates, offsets + relative], 2)
