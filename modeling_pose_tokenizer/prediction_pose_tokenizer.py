@@ -170,6 +170,9 @@ class PoseTokenizerPredictor(nn.Module):
     ) -> None:
         """Ridge regression of latents on the inputs, for usual and for key steps; without any, nothing changes.
 
+        What the levels before say stands, and what is missing of it is regressed: the ridge draws to plain residual
+        quantization. Drawn to 0, a prediction forgets at every level what was said in directions of little energy.
+
         With the same codes, what a level was off in the step before goes through the weights of its own last latent
         alone: its other inputs are of lower levels or of the first group. Their spectral radius says whether it dies
         out. Few or growing latents can raise it above 1, and then the ridge is doubled until it is not.
@@ -180,18 +183,20 @@ class PoseTokenizerPredictor(nn.Module):
             weights (`torch.Tensor` of shape `(g, M)`): 1 where the latent counts, 0 elsewhere.
             key (`torch.BoolTensor` of shape `(M,)`): Key steps.
         """
+        missing, identity = targets - present[..., : self.dim], torch.eye(self.dim).to(targets)
         present = torch.nn.functional.pad(present, (0, self.present.shape[2] - present.shape[2]))
         for kind, inputs in ((0, torch.cat([present, past], -1)), (1, present)):
             weight = weights * (key if kind else ~key)
             rows = torch.nn.functional.pad(inputs, (0, 1), value=1.0).double()
             weighted = rows * weight[..., None]
-            gram, moment = weighted.transpose(1, 2) @ rows, weighted.transpose(1, 2) @ targets.double()
+            gram, moment = weighted.transpose(1, 2) @ rows, weighted.transpose(1, 2) @ missing.double()
             known = (weight.sum(-1) > 1)[:, None, None]
             width, ridge = present.shape[-1], torch.full((len(gram), 1, 1), RIDGE).to(gram)
             found = ridge_regression(gram, moment, ridge)
             while not kind and (unstable := radius(found[:, width : width + self.dim]) > LARGEST_RADIUS).any():
                 ridge[unstable] *= 2
                 found = ridge_regression(gram, moment, ridge)
+            found[:, : self.dim] += identity
             parts = [(self.present[kind], found[:, :width]), (self.bias[kind], found[:, -1:])]
             for parameter, fitted in parts if kind else [*parts, (self.past, found[:, width:-1])]:
                 parameter[books] = torch.where(known, fitted, parameter[books])
