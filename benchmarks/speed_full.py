@@ -214,7 +214,7 @@ def microseconds_per_frame(
 ) -> dict[str, dict[str, dict[int, float]]]:
     """{model: {kind: {size: microseconds}}} of works on `frames` frames each."""
     result: dict[str, dict[str, dict[int, float]]] = {}
-    for (name, kind, size), value in measure(works, max(rounds // 3, 1)).items():
+    for (name, kind, size), value in measure(works, rounds).items():
         result.setdefault(name, {}).setdefault(kind, {})[size] = round(1e6 * value / frames, 2)
     return result
 
