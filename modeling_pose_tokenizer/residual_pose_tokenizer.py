@@ -173,7 +173,7 @@ class ResidualQuantizer(nn.Module, ABC):
                 takes its nearest code.
         """
         state = self.new_state(latents.shape[2], latents.device) if state is None else state
-        tables = self.tables()
+        tables = self.tables() if beam_size == 1 else None
 
         def look_up(
             before: torch.Tensor, first: Any, goals: torch.Tensor, there: torch.Tensor, *cost: Any, given: Any = None

@@ -366,3 +366,45 @@ def test_wrong_shapes_are_refused_by_name() -> None:
         model.decode(torch.zeros(1, 8, 2, dtype=torch.long), torch.ones(1, 9))
     with pytest.raises(ValueError, match="no real frame"):
         model.initialize_from_data([{"input_values": torch.zeros(1, 4, 69, 3), "padding_mask": torch.zeros(1, 4)}])
+
+
+@variants
+@given(frames=st.integers(1, 9), share=st.floats(0.0, 1.0), seed=st.integers(0, 2**16))
+def test_missing_keypoints_are_held_as_a_loop_over_frames_does(
+    variant: str, frames: int, share: float, seed: int
+) -> None:
+    """Where it was seen last, relative to its anchor; before that where it comes first, or at the learned place."""
+    model = trained_model(variant)
+    order, anchors = model.keypoint_order.tolist(), model.anchors.tolist()
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(1, frames, len(order), model.config.keypoint_dim, generator=generator)
+    observed = torch.rand(1, frames, len(order), generator=generator) < share
+    found = model._complete(values, observed)[0]
+    points, there = values[0][:, order, :-1], observed[0][:, order]
+
+    def hold(row: torch.Tensor, place: int) -> torch.Tensor:
+        seen = [frame for frame in range(frames) if there[frame, place]]
+        start = row[seen[0]] if seen and not model.config.use_causal_conv else model.missing_pose[place]
+        last = [max((frame for frame in seen if frame <= now), default=None) for now in range(frames)]
+        return torch.stack([start if frame is None else row[frame] for frame in last])
+
+    for place, anchor in enumerate(anchors):
+        origin = torch.zeros(frames, points.shape[2]) if anchor < 0 else hold(points[:, anchor], anchor)
+        expected = origin + hold(points[:, place] - origin, place)
+        torch.testing.assert_close(found[:, place, :-1], expected)
+        assert torch.equal(found[:, place, -1], values[0][:, order[place], -1])
+
+
+@given(
+    st.lists(st.sampled_from([0.0, -1.5, 3e38, -3e38, 1e-45, float("nan"), float("inf"), -float("inf")]), min_size=1)
+)
+def test_a_keypoint_is_there_where_all_its_values_are_finite(numbers: list[float]) -> None:
+    model = trained_model("whole")
+    keypoints, dim = len(model.keypoint_order), model.config.keypoint_dim
+    poses = torch.ones(1, 3, keypoints * dim)
+    poses[..., : len(numbers)] = torch.tensor(numbers[: keypoints * dim])
+    poses = poses.unflatten(-1, (keypoints, dim))
+    values, observed = model._clean(poses, None)
+    finite = poses.isfinite().all(-1)
+    assert torch.equal(observed, finite & (poses[..., -1] >= model.config.confidence_threshold))
+    assert torch.equal(values, torch.where(finite[..., None], poses, 0.0))
